@@ -1,0 +1,173 @@
+"""The contracts every plug-in meets: what a method, a dataset, a batch and an output are.
+
+This module is the bottom of the import graph: it imports nothing of pedbench, and torch only
+for type checkers, so that the planner and ``pedbench --help`` start without it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor, nn
+
+    from pedbench.nn.backbone import Backbone
+
+Subset = Literal["train", "val", "test"]
+Split = Literal["standard", "zero_shot"]
+Region = Literal["head", "upper", "lower", "feet", "whole"]
+
+UNKNOWN = -1  # label code of an attribute that nobody could tell
+
+
+class PedbenchError(Exception):
+    """A mistake a user can mend; the message names the culprit and the fix."""
+
+
+@dataclass(frozen=True)
+class Attribute:
+    """One binary attribute: its name in results and how it is put into words."""
+
+    name: str
+    region: Region
+    phrase: str  # completes "a photo of a person ...", e.g. "wearing a hat"
+    negative: str  # the same for its absence, e.g. "without a hat"
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a method must solve; the same for all methods of one dataset and split.
+
+    ``positive_ratio`` holds, per attribute, the share of positives among the known labels of
+    the training subset, shape ``(A,)``.
+    """
+
+    kind: Literal["par", "reid"]
+    attributes: tuple[Attribute, ...]
+    positive_ratio: tuple[float, ...]
+    loss_weighting: str = "released"
+
+
+@dataclass
+class Batch:
+    """``images (B, 3, H, W)`` normalised, ``labels (B, A)`` in {0, 1, -1}."""
+
+    images: Tensor
+    labels: Tensor
+
+
+@dataclass
+class Output:
+    """``logits (B, A)`` before the sigmoid; ``extras`` is whatever the method's loss needs."""
+
+    logits: Tensor
+    extras: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One phase of training. ``groups`` names the parameter groups that train in it."""
+
+    name: str
+    groups: tuple[str, ...]
+    epochs: int | None = None  # None: the protocol's
+
+
+P = TypeVar("P")
+
+
+class BaseMethod(Generic[P]):
+    """A way of adapting a CLIP backbone. One file in ``methods/`` holds one subclass ``Method``
+    and one frozen dataclass ``Params`` whose fields are all the hyperparameters, with defaults.
+
+    The core hands over a backbone whose weights are all frozen; ``build`` adds modules (which
+    train) and may unfreeze what it adapts. The core owns optimiser, loop, precision and files.
+    """
+
+    trains: ClassVar[bool] = True  # False: nothing is learned, one run without seeds
+    tasks: ClassVar[tuple[str, ...]] = ("par",)
+
+    def __init__(self, params: P) -> None:
+        self.params = params
+
+    def supports(self, task: Task, backbone: Backbone) -> str | None:
+        """None, or the reason why this method cannot solve ``task`` on ``backbone``."""
+        if task.kind not in self.tasks:
+            return f"defined for {', '.join(self.tasks)}, not for {task.kind}"
+        return None
+
+    def build(self, backbone: Backbone, task: Task) -> nn.Module:
+        """A module with ``forward(images (B, 3, H, W)) -> Output``.
+
+        A module that also has ``stem(images) -> Tensor`` and a submodule ``head`` with
+        ``forward(images) == head(stem(images))`` gets its stem cached while only the head trains.
+        """
+        raise NotImplementedError
+
+    def loss(self, output: Output, batch: Batch, task: Task) -> dict[str, Tensor]:
+        """Scalar terms; their sum is minimised. Default: the protocol's weighted BCE."""
+        from pedbench.tasks.par import weighted_bce
+
+        return {"bce": weighted_bce(output.logits, batch.labels, task)}
+
+    def param_groups(self, model: nn.Module) -> list[dict[str, Any]]:
+        """Optimiser groups: ``name``, ``params``, ``lr`` and, if they differ from the protocol,
+        ``weight_decay``, ``warmup_epochs``. Default: one group at ``params.lr``."""
+        trained = [p for p in model.parameters() if p.requires_grad]
+        return [{"name": "all", "params": trained, "lr": self.params.lr}] if trained else []  # type: ignore[attr-defined]
+
+    def stages(self, groups: tuple[str, ...]) -> tuple[Stage, ...]:
+        """Phases of training, in order. Default: one, with every group."""
+        return (Stage("fit", groups),)
+
+
+@dataclass(frozen=True)
+class Record:
+    """One image. ``subset`` maps a split to the subset the image belongs to (or omits it)."""
+
+    image: str  # path relative to the dataset's root
+    labels: tuple[int, ...]  # 0, 1 or -1, in the order of SPEC.attributes
+    subset: Mapping[str, Subset]
+    identity: int = -1
+    camera: int = -1
+
+
+@dataclass(frozen=True)
+class DatasetSpec:
+    """What is known of a dataset before its files are opened."""
+
+    title: str
+    licence: str
+    attributes: tuple[Attribute, ...]
+    splits: tuple[str, ...]
+    counts: Mapping[str, Mapping[str, int]] = field(default_factory=dict)  # split -> subset -> n
+    citation: str = ""
+
+
+class BaseDataset:
+    """A source of images and labels. One file in ``datasets/`` holds one subclass ``Dataset``."""
+
+    SPEC: ClassVar[DatasetSpec]
+
+    def generate(self, root: Path, options: Mapping[str, Any]) -> None:
+        """Write the dataset below ``root``; only datasets that are made, not obtained, do this."""
+        raise PedbenchError(
+            f"{self.SPEC.title} cannot be generated: obtain it from its owners ({self.SPEC.licence})"
+            " and name its folder under 'roots' in the config"
+        )
+
+    def expected(self, options: Mapping[str, Any]) -> Mapping[str, Mapping[str, int]]:
+        """Images per split and subset that ``records`` must yield; empty: not checked."""
+        return self.SPEC.counts
+
+    def records(self, root: Path) -> Iterator[Record]:
+        """Every image, sorted by path. Raises PedbenchError naming what is missing or off."""
+        raise NotImplementedError
+
+    def fake(self, root: Path, rng: np.random.Generator) -> None:
+        """A tiny tree in the dataset's native layout, so that tests need no licence."""
+        raise NotImplementedError

@@ -1,0 +1,79 @@
+"""Writing results so that a reader never sees half a file, and reading them back."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pedbench.contracts import PedbenchError
+
+
+def canonical_json(value: Any) -> str:
+    """The one text of ``value``: sorted keys, no NaN, newline at the end."""
+    return json.dumps(value, sort_keys=True, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+
+
+def digest(value: Any) -> str:
+    """sha256 of the canonical JSON of ``value``, 64 hex digits."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
+    """Let ``write`` fill a temporary neighbour of ``path``, flush it to disk, then rename it.
+
+    A killed job leaves either the old file or the new one. Raises PedbenchError when the disk
+    is full or the folder cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(temporary)
+        with temporary.open("rb") as stream:
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True) if path.parent.is_dir() else None
+        raise PedbenchError(explain_os_error(path, error)) from error
+
+
+def explain_os_error(path: Path, error: OSError) -> str:
+    """One paragraph for a failed write: what could not be written, why, and the way out."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return (
+            f"{path}: the disk (or your quota) is full. Finished runs are untouched; free some "
+            "space or set 'results' in the config to another disk, then run the same command again."
+        )
+    return (
+        f"{path}: cannot be written ({error.strerror or error}). Check that the folder exists, is "
+        "a folder and is writable, or set 'results' in the config to one that is."
+    )
+
+
+def write_text(path: Path, text: str) -> None:
+    write_atomic(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_text(path, canonical_json(value))
+
+
+def read_json(path: Path) -> Any:
+    """Raises PedbenchError naming the file when it is missing or not JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise PedbenchError(f"{path}: no such file") from None
+    except ValueError as error:
+        raise PedbenchError(
+            f"{path}: not valid JSON ({error}); delete it and run again, it will be made anew"
+        ) from error
