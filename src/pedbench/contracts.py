@@ -110,7 +110,7 @@ class BaseMethod(Generic[P]):
 
     def loss(self, output: Output, batch: Batch, task: Task) -> dict[str, Tensor]:
         """Scalar terms; their sum is minimised. Default: the protocol's weighted BCE."""
-        from pedbench.tasks.par import weighted_bce
+        from pedbench.tasks.losses import weighted_bce
 
         return {"bce": weighted_bce(output.logits, batch.labels, task)}
 
