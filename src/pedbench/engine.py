@@ -1,0 +1,322 @@
+"""The one training loop, for all methods: from a built model to the tensors it learned.
+
+Randomness of a step is a function of (seed, stage, step) alone, so a run that is killed at any
+step and resumed from its last checkpoint ends with the same bits as an undisturbed one.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from pedbench.checkpoint import Checkpoints, Trained, load_optimiser, load_trained
+from pedbench.checkpoint import optimiser_tensors
+from pedbench.config import Protocol
+from pedbench.contracts import BaseMethod, Batch, Output, PedbenchError, Stage, Task
+from pedbench.data import Images, augment, epoch_order, normalise
+from pedbench.files import write_text
+from pedbench.runs import derive_seed
+from pedbench.schedules import learning_rate_factor
+
+Validate = Callable[[nn.Module], float]
+
+
+@dataclass
+class TrainingSet:
+    """Images and labels ``(N, A)`` of the training subset; nothing of val or test."""
+
+    images: Images
+    labels: Tensor
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+@dataclass
+class State:
+    """Where training stands; everything in it is written to the checkpoint."""
+
+    stage: int = 0
+    step: int = 0  # finished steps of this stage
+    sums: dict[str, float] = field(default_factory=dict)  # loss terms of the running epoch
+    history: list[dict[str, Any]] = field(default_factory=list)
+    best: float = -math.inf
+
+
+class Fit:
+    """One training of ``model`` by ``method``; call :meth:`run` once."""
+
+    def __init__(
+        self,
+        method: BaseMethod[Any],
+        model: nn.Module,
+        task: Task,
+        data: TrainingSet,
+        protocol: Protocol,
+        seed: int,
+        accelerator: Accelerator,
+        checkpoints: Checkpoints,
+        log: Path,
+        validate: Validate | None = None,
+        label: str = "",
+    ) -> None:
+        self.method, self.task, self.data, self.protocol = method, task, data, protocol
+        self.seed, self.accelerator, self.checkpoints = seed, accelerator, checkpoints
+        self.log, self.validate, self.label = log, validate, label
+        if protocol.selection == "best_val_mA" and validate is None:
+            raise PedbenchError("selection 'best_val_mA' needs a validation subset; there is none")
+        self.model = model
+        self.trained = Trained(model)
+        self.groups = {g["name"]: g for g in method.param_groups(model)}
+        self._check_groups()
+        self.state = State()
+        self.best: dict[str, Tensor] = {}
+
+    def _check_groups(self) -> None:
+        grouped = [id(p) for g in self.groups.values() for p in g["params"]]
+        wanted = {id(p) for p in self.model.parameters() if p.requires_grad}
+        if len(grouped) != len(set(grouped)) or set(grouped) != wanted:
+            raise PedbenchError(
+                f"{type(self.method).__module__}: param_groups must hold every trainable "
+                "parameter exactly once"
+            )
+
+    def run(self) -> dict[str, Tensor]:
+        """Train all stages; returns the selected adapter's tensors.
+
+        Raises PedbenchError naming step and parameter group when a loss or gradient is not
+        finite, and when a checkpoint is corrupt.
+        """
+        stages = self.method.stages(tuple(self.groups))
+        resumed = self.checkpoints.load()
+        if resumed is not None:
+            self._restore(*resumed)
+        for index in range(self.state.stage, len(stages)):
+            self._run_stage(stages[index], index, resumed[0] if resumed else None)
+            resumed = None
+            self.state.stage, self.state.step, self.state.sums = index + 1, 0, {}
+        return self.best if self.protocol.selection == "best_val_mA" else self.trained.tensors()
+
+    def _restore(self, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
+        model = {k.removeprefix("model/"): v for k, v in tensors.items() if k[:6] == "model/"}
+        load_trained(self.model, model, self.checkpoints.folder)
+        self.best = {k.removeprefix("best/"): v for k, v in tensors.items() if k[:5] == "best/"}
+        best = meta.pop("best")
+        self.state = State(**meta, best=-math.inf if best is None else best)
+        tqdm.write(f"{self.label}: resumed at stage {meta['stage']}, step {meta['step']}")
+
+    def _save(self, optimiser: torch.optim.Optimizer) -> None:
+        if not self.accelerator.is_main_process:
+            return
+        tensors = {f"model/{k}": v for k, v in self.trained.tensors().items()}
+        tensors |= {f"best/{k}": v for k, v in self.best.items()}
+        tensors |= optimiser_tensors(optimiser)
+        meta = dict(vars(self.state))
+        if math.isinf(self.state.best):
+            meta["best"] = None
+        self.checkpoints.save(tensors, meta)
+
+    def _run_stage(self, stage: Stage, index: int, tensors: dict[str, Tensor] | None) -> None:
+        protocol = self.protocol
+        groups = self._activate(stage)
+        optimiser = make_optimiser(groups, protocol)
+        if tensors is not None:
+            load_optimiser(optimiser, tensors)
+        epochs = stage.epochs or protocol.epochs
+        batch = min(protocol.batch_size, len(self.data))
+        per_epoch = len(self.data) // batch
+        total = epochs * per_epoch
+        stem = cached_stem(self.model, self.data, protocol, self.accelerator)
+        trainee = self.model if stem is None else self.model.head
+        model, optimiser = self.accelerator.prepare(trainee, optimiser)
+        bar = tqdm(
+            total=total, initial=self.state.step, desc=f"{self.label} {stage.name}", mininterval=5
+        )
+        self.model.train()
+        for epoch in range(self.state.step // per_epoch, epochs):
+            seed = derive_seed(self.seed, "order", stage.name)
+            order = epoch_order(len(self.data), seed, epoch)[: per_epoch * batch]
+            for position in range(self.state.step % per_epoch, per_epoch):
+                step = self.state.step
+                for group in optimiser.param_groups:
+                    factor = learning_rate_factor(protocol, group, step, per_epoch, epochs)
+                    group["lr"] = group["base_lr"] * factor
+                chosen = order[position * batch : (position + 1) * batch]
+                step_seed = derive_seed(self.seed, "step", str(index), str(step))
+                terms = self._step(model, optimiser, chosen, stem, step, step_seed)
+                for name, value in terms.items():
+                    self.state.sums[name] = self.state.sums.get(name, 0.0) + value
+                self.state.step += 1
+                bar.update()
+                last = position + 1 == per_epoch
+                if last:
+                    self._end_epoch(optimiser, stage, epoch, per_epoch)
+                if self.state.step % protocol.checkpoint_steps == 0 or (last and epoch + 1 == epochs):
+                    self._save(optimiser)
+        bar.close()
+
+    def _activate(self, stage: Stage) -> list[dict[str, Any]]:
+        """Let exactly the parameters of the stage's groups receive gradients."""
+        for group in self.groups.values():
+            for parameter in group["params"]:
+                parameter.requires_grad_(group["name"] in stage.groups)
+        return [self.groups[name] for name in stage.groups]
+
+    def _step(
+        self,
+        model: nn.Module,
+        optimiser: Any,
+        chosen: Tensor,
+        stem: Stem | None,
+        step: int,
+        seed: int,
+    ) -> dict[str, float]:
+        """One optimiser step on the images at ``chosen``; returns the loss terms."""
+        accelerator, protocol = self.accelerator, self.protocol
+        torch.manual_seed(seed)
+        views = torch.Generator().manual_seed(seed)
+        shards = torch.tensor_split(chosen, accelerator.num_processes)
+        mine = shards[accelerator.process_index]
+        totals: dict[str, float] = {}
+        for part in torch.tensor_split(mine, protocol.accumulate):
+            labels = self.data.labels[part].to(accelerator.device)
+            with accelerator.autocast():
+                if stem is not None:
+                    batch = Batch(stem(part, views).to(accelerator.device), labels)
+                    output = as_output(model(batch.images))
+                else:
+                    pictures = augment(
+                        self.data.images[part], protocol.flip, protocol.crop_padding, views
+                    )
+                    pictures = normalise(
+                        pictures.to(accelerator.device), self.data.mean, self.data.std
+                    )
+                    batch = Batch(pictures, labels)
+                    output = model(batch.images)
+                terms = self.method.loss(output, batch, self.task)
+            loss = torch.stack(list(terms.values())).sum()
+            share = len(part) / len(mine)
+            if not torch.isfinite(loss):
+                self._stop(step, terms)
+            accelerator.backward(loss * share)
+            for name, value in terms.items():
+                totals[name] = totals.get(name, 0.0) + share * value.item()
+        for group in optimiser.param_groups:
+            norm = accelerator.clip_grad_norm_(
+                group["params"], group.get("clip_norm") or protocol.clip_norm or math.inf
+            )
+            if norm is not None and not torch.isfinite(norm):
+                self._stop(step, terms, group["name"])
+        optimiser.step()
+        optimiser.zero_grad()
+        return totals
+
+    def _stop(self, step: int, terms: dict[str, Tensor], group: str | None = None) -> None:
+        values = ", ".join(f"{name} = {value.item():.4g}" for name, value in terms.items())
+        if group is None:
+            bad = [
+                name
+                for name, g in self.groups.items()
+                if not all(torch.isfinite(p).all() for p in g["params"])
+            ]
+            where = f"parameter group {', '.join(bad)}" if bad else "the forward pass"
+            what = f"the loss is not finite ({values}); first non-finite values in {where}"
+        else:
+            what = f"the gradient of parameter group '{group}' is not finite ({values})"
+        raise PedbenchError(
+            f"{self.label}: step {step}: {what}. Lower the learning rate, set clip_norm or use "
+            "precision fp32; the last checkpoint before this step is kept."
+        )
+
+    def _end_epoch(self, optimiser: Any, stage: Stage, epoch: int, steps: int) -> None:
+        line: dict[str, Any] = {"stage": stage.name, "epoch": epoch, "step": self.state.step}
+        line |= {f"loss/{name}": value / steps for name, value in self.state.sums.items()}
+        line |= {f"lr/{group['name']}": group["lr"] for group in optimiser.param_groups}
+        self.state.sums = {}
+        if self.validate is not None and self.protocol.selection == "best_val_mA":
+            line["val/mA"] = score = self.validate(self.model)
+            self.model.train()
+            if score > self.state.best:
+                self.state.best, self.best = score, self.trained.tensors()
+        self.state.history.append(line)
+        if self.accelerator.is_main_process:
+            lines = (json.dumps(entry, sort_keys=True) for entry in self.state.history)
+            write_text(self.log, "\n".join(lines) + "\n")
+
+
+def make_optimiser(groups: list[dict[str, Any]], protocol: Protocol) -> torch.optim.Optimizer:
+    """SGD or AdamW over the groups, each with its own rate and decay."""
+    prepared = [
+        {**g, "base_lr": g["lr"], "weight_decay": g.get("weight_decay", protocol.weight_decay)}
+        for g in groups
+    ]
+    if protocol.optimiser == "sgd":
+        return torch.optim.SGD(prepared, lr=0.0, momentum=protocol.momentum)
+    return torch.optim.AdamW(prepared, lr=0.0)
+
+
+Stem = Callable[[Tensor, torch.Generator], Tensor]
+
+
+def cached_stem(
+    model: nn.Module, data: TrainingSet, protocol: Protocol, accelerator: Accelerator
+) -> Stem | None:
+    """Features of the frozen stem, computed once for each view (plain, mirrored).
+
+    None unless only ``model.head`` trains and the augmentation has few enough views. The choice
+    of views draws the same random numbers as :func:`pedbench.data.augment`.
+    """
+    if not hasattr(model, "stem") or protocol.crop_padding:
+        return None
+    head = {id(p) for p in model.head.parameters()}  # type: ignore[union-attr]
+    if any(p.requires_grad and id(p) not in head for p in model.parameters()):
+        return None
+    views = [stem_features(model, data, protocol, accelerator, mirrored=False)]
+    if protocol.flip:
+        views.append(stem_features(model, data, protocol, accelerator, mirrored=True))
+    stacked = torch.stack(views)
+
+    def pick(positions: Tensor, generator: torch.Generator) -> Tensor:
+        if not protocol.flip:
+            return stacked[0, positions]
+        mirrored = torch.rand(len(positions), generator=generator) < 0.5
+        return stacked[mirrored.long(), positions]
+
+    return pick
+
+
+def stem_features(
+    model: nn.Module,
+    data: TrainingSet,
+    protocol: Protocol,
+    accelerator: Accelerator,
+    mirrored: bool,
+) -> Tensor:
+    """``(N, ...)`` frozen features of every training image in manifest order."""
+    training = model.training
+    model.eval()
+    parts = []
+    with torch.no_grad(), accelerator.autocast():
+        for positions in torch.arange(len(data)).split(protocol.eval_batch_size):
+            pictures = data.images[positions]
+            pictures = pictures.flip(3) if mirrored else pictures
+            pictures = normalise(pictures.to(accelerator.device), data.mean, data.std)
+            parts.append(model.stem(pictures).float())  # type: ignore[operator]
+    model.train(training)
+    return torch.cat(parts)
+
+
+def as_output(value: Output | Tensor) -> Output:
+    """A head may return plain logits."""
+    return value if isinstance(value, Output) else Output(value)

@@ -1,0 +1,55 @@
+"""Logits of a model for images, and their Parquet files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from pedbench.config import Protocol
+from pedbench.data import Images, normalise
+from pedbench.engine import as_output
+from pedbench.files import write_atomic
+from pedbench.manifest import Manifest
+from pedbench.nn.backbone import Backbone
+
+
+def normalisation(backbone: Backbone, protocol: Protocol):
+    """(mean, std) per channel: the backbone's own, or 0.5 as PromptPAR's and VTB's code use."""
+    if protocol.normalisation == "half":
+        return (0.5,) * 3, (0.5,) * 3
+    return backbone.mean, backbone.std
+
+
+@torch.no_grad()
+def predict_logits(
+    model: nn.Module,
+    images: Images,
+    backbone: Backbone,
+    protocol: Protocol,
+    accelerator: Accelerator,
+) -> np.ndarray:
+    """``(N, A)`` float32 in manifest order; no augmentation; the model is left in eval mode."""
+    model.eval()
+    mean, std = normalisation(backbone, protocol)
+    parts = []
+    for positions in torch.arange(len(images)).split(protocol.eval_batch_size):
+        pictures = normalise(images[positions].to(accelerator.device), mean, std)
+        with accelerator.autocast():
+            parts.append(as_output(model(pictures)).logits.float().cpu())
+    return torch.cat(parts).numpy()
+
+
+def write_predictions(path: Path, manifest: Manifest, logits: np.ndarray, run: str) -> None:
+    """``image``, then one float32 column of logits per attribute; the run's digest in the
+    metadata."""
+    columns: dict[str, pa.Array] = {"image": pa.array(manifest.rows["image"])}
+    for index, attribute in enumerate(manifest.attributes):
+        columns[attribute.name] = pa.array(logits[:, index].astype(np.float32))
+    table = pa.table(columns).replace_schema_metadata({b"digest": run.encode()})
+    write_atomic(path, lambda temporary: pq.write_table(table, temporary))

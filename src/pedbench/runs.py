@@ -1,0 +1,159 @@
+"""The run folder, written: what one seed of one variant reads and leaves behind.
+
+``results/runs/{dataset}/{split}/{method}/{variant}/config.json`` is the resolved variant; every
+``seed{n}/`` beside it holds the files of one training. ``train.done.json`` is written last and
+carries the digest of the run and of every other file, so that finished work is recognised.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import shutil
+import subprocess
+from dataclasses import asdict, dataclass, fields
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from pedbench.config import Protocol
+from pedbench.contracts import PedbenchError
+from pedbench.files import digest, file_sha256, read_json, write_json
+from pedbench.registry import source_path
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGES = ("torch", "torchvision", "open_clip_torch", "accelerate", "numpy", "pillow")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """A resolved variant. ``protocol`` is what all methods share, ``params`` the method's own."""
+
+    dataset: str
+    split: str
+    method: str
+    variant: str
+    backbone: str
+    protocol: Protocol
+    params: dict[str, Any]
+
+    @classmethod
+    def read(cls, path: Path) -> RunConfig:
+        """Raises PedbenchError when the file is missing or lacks a key."""
+        raw = read_json(path)
+        try:
+            protocol = Protocol(**{f.name: raw["protocol"][f.name]["value"] for f in fields(Protocol)})
+            params = {key: entry["value"] for key, entry in raw["params"].items()}
+            names = {k: raw[k] for k in ("dataset", "split", "method", "variant", "backbone")}
+        except (KeyError, TypeError) as error:
+            raise PedbenchError(f"{path}: incomplete run config ({error}); delete it") from error
+        return cls(**names, protocol=protocol, params=params)
+
+
+def derive_seed(seed: int, *names: str) -> int:
+    """A seed for what ``names`` say it moves: independent streams from one number."""
+    text = "/".join((str(seed), *names)).encode()
+    return int.from_bytes(hashlib.sha256(text).digest()[:7], "big")
+
+
+def run_digest(
+    config: RunConfig, seed: int, manifest_digest: str, weights_sha256: str, threads: int
+) -> str:
+    """What decides a run's numbers on one machine; two equal digests are the same run."""
+    return digest(
+        {
+            "config": asdict(config),
+            "seed": seed,
+            "manifest": manifest_digest,
+            "weights": weights_sha256,
+            "method_source": file_sha256(source_path("method", config.method)),
+            "threads": threads,
+        }
+    )
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """One seed's folder."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.json"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.path / "checkpoint"
+
+    @property
+    def adapter(self) -> Path:
+        return self.path / "adapter.safetensors"
+
+    @property
+    def done(self) -> Path:
+        return self.path / "train.done.json"
+
+    def predictions(self, subset: str) -> Path:
+        return self.path / f"predictions.{subset}.parquet"
+
+    def is_finished(self, run: str) -> bool:
+        """Whether the run with this digest ended here and its files are what it wrote."""
+        if not self.done.is_file():
+            return False
+        marker = read_json(self.done)
+        if marker["digest"] != run:
+            return False
+        for name, sha256 in marker["files"].items():
+            file = self.path / name
+            if not file.is_file() or file_sha256(file) != sha256:
+                raise PedbenchError(
+                    f"{file}: changed or missing since the run finished; delete the folder "
+                    f"{self.path} and run again to repeat this seed"
+                )
+        return True
+
+    def start(self, run: str, config: dict[str, Any]) -> None:
+        """Prepare the folder for this run, dropping what another configuration left in it."""
+        if self.config.is_file() and read_json(self.config).get("digest") != run:
+            shutil.rmtree(self.path)
+        write_json(self.config, {**config, "digest": run})
+
+    def finish(self, run: str) -> None:
+        """Mark the run as done and drop its checkpoint."""
+        names = ["config.json", "adapter.safetensors", "metrics.jsonl", "environment.json"]
+        names += [f"predictions.{subset}.parquet" for subset in ("val", "test")]
+        files = {n: file_sha256(self.path / n) for n in names if (self.path / n).is_file()}
+        write_json(self.done, {"digest": run, "files": files})
+        shutil.rmtree(self.checkpoint, ignore_errors=True)
+
+
+def environment(threads: int, device: str, weights_sha256: str) -> dict[str, Any]:
+    """Where the numbers come from: commit, versions, machine."""
+    lock = ROOT / "requirements.lock"
+    return {
+        "commit": _git("rev-parse", "HEAD"),
+        "dirty": bool(_git("status", "--porcelain")),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: metadata.version(name) for name in PACKAGES},
+        "lock_sha256": file_sha256(lock) if lock.is_file() else None,
+        "weights_sha256": weights_sha256,
+        "device": device,
+        "threads": threads,
+    }
+
+
+def _git(*words: str) -> str | None:
+    """Output of a git command on the suite's own checkout; None outside one."""
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()

@@ -1,0 +1,186 @@
+"""The job of one dataset, split, method and variant: fit and predict its seeds, one by one."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+from tqdm import tqdm
+
+from pedbench.checkpoint import Checkpoints, load_tensors, load_trained, save_tensors
+from pedbench.contracts import BaseMethod, PedbenchError, Task
+from pedbench.data import Images
+from pedbench.engine import Fit, TrainingSet, Validate
+from pedbench.files import read_json, write_json
+from pedbench.manifest import Manifest, read_manifest
+from pedbench.nn.backbone import Backbone, load_backbone
+from pedbench.predict import normalisation, predict_logits, write_predictions
+from pedbench.registry import load_method
+from pedbench.results import sigmoid
+from pedbench.runs import RunConfig, RunFolder, derive_seed, environment, run_digest
+from pedbench.tasks.par import score
+
+PRECISION = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
+
+
+@dataclass
+class Part:
+    """The images of some subsets, decoded, with their manifest rows."""
+
+    manifest: Manifest
+    images: Images
+
+
+def train(
+    config_path: Path, manifest_path: Path, weights_path: Path, seeds: Sequence[int], threads: int
+) -> None:
+    """Fit and predict every seed beside ``config_path``; finished ones are recognised and kept.
+
+    Raises PedbenchError for a method that cannot solve the task, with its reason.
+    """
+    torch.set_num_threads(threads)
+    config, manifest = RunConfig.read(config_path), read_manifest(manifest_path)
+    weights = read_json(weights_path)
+    digests = {
+        seed: run_digest(config, seed, manifest.digest, weights["sha256"], threads)
+        for seed in seeds
+    }
+    folders = {seed: RunFolder(config_path.parent / f"seed{seed}") for seed in seeds}
+    pending = [seed for seed in seeds if not folders[seed].is_finished(digests[seed])]
+    for seed in set(seeds) - set(pending):
+        tqdm.write(f"{folders[seed].path}: finished before, kept")
+    if pending:
+        job = Job(config, read_json(config_path), manifest, weights, threads)
+        for seed in pending:
+            job.run(seed, digests[seed], folders[seed])
+
+
+def make_task(config: RunConfig, train_manifest: Manifest) -> Task:
+    """The task as the training subset defines it."""
+    return Task(
+        kind="par",
+        attributes=train_manifest.attributes,
+        positive_ratio=train_manifest.positive_ratio(),
+        loss_weighting=config.protocol.loss_weighting,
+    )
+
+
+def build_model(
+    config: RunConfig, backbone: Backbone, task: Task, seed: int
+) -> tuple[BaseMethod[Any], nn.Module]:
+    """A fresh model on a copy of ``backbone``; initialisation depends on seed and method only."""
+    method = load_method(config.method, config.params)
+    reason = method.supports(task, backbone)
+    if reason is not None:
+        raise PedbenchError(
+            f"{config.method} cannot run on {config.dataset} with {config.backbone}: {reason}"
+        )
+    torch.manual_seed(derive_seed(seed, "init", config.method))
+    return method, method.build(copy.deepcopy(backbone), task)
+
+
+class Job:
+    """What the seeds of one job share: pictures, backbone, device."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        raw: dict[str, Any],
+        manifest: Manifest,
+        weights: dict[str, Any],
+        threads: int,
+    ) -> None:
+        self.config, self.raw, self.threads = config, raw, threads
+        self.manifest_digest = manifest.digest
+        self.backbone = load_backbone(config.backbone, weights.get("file"))
+        if self.backbone.weights_sha256 != weights["sha256"]:
+            raise PedbenchError(
+                f"the weights of {config.backbone} changed since they were checked; run again"
+            )
+        self.accelerator = Accelerator(mixed_precision=PRECISION[config.protocol.precision])
+        self.backbone.to(self.accelerator.device)
+        self.fitted = self._load(manifest, "train")
+        self.evaluated = {subset: self._load(manifest, subset) for subset in ("val", "test")}
+        self.task = make_task(config, self.fitted.manifest)
+
+    def _load(self, manifest: Manifest, subset: str) -> Part:
+        rows = manifest.subset(self.config.split, subset)
+        size, how = self.backbone.image_size, self.config.protocol.resize
+        return Part(rows, Images(rows, size, how, self.threads))
+
+    def run(self, seed: int, digest: str, folder: RunFolder) -> None:
+        """Fit, save the adapter, predict, mark as done."""
+        folder.start(
+            digest,
+            {
+                **self.raw,
+                "seed": seed,
+                "manifest_digest": self.manifest_digest,
+                "task": asdict(self.task),
+            },
+        )
+        device = str(self.accelerator.device)
+        record = environment(self.threads, device, self.backbone.weights_sha256)
+        write_json(folder.path / "environment.json", record)
+        method, model = build_model(self.config, self.backbone, self.task, seed)
+        model.to(self.accelerator.device)
+        started = time.perf_counter()
+        if method.trains:
+            self._fit(method, model, seed, digest, folder)
+            load_trained(model, load_tensors(folder.adapter)[0], folder.adapter)
+        fitted = time.perf_counter()
+        for subset, part in self.evaluated.items():
+            logits = self._logits(model, part)
+            write_predictions(folder.predictions(subset), part.manifest, logits, digest)
+        cost = {
+            "seconds_fit": round(fitted - started, 2),
+            "seconds_predict": round(time.perf_counter() - fitted, 2),
+            "parameters_trained": sum(p.numel() for p in model.parameters() if p.requires_grad),
+            "parameters_total": sum(p.numel() for p in model.parameters()),
+        }
+        write_json(folder.path / "cost.json", cost)
+        folder.finish(digest)
+
+    def _fit(
+        self, method: BaseMethod[Any], model: nn.Module, seed: int, digest: str, folder: RunFolder
+    ) -> None:
+        mean, std = normalisation(self.backbone, self.config.protocol)
+        labels = torch.from_numpy(self.fitted.manifest.labels.copy())
+        fit = Fit(
+            method,
+            model,
+            self.task,
+            TrainingSet(self.fitted.images, labels, mean, std),
+            self.config.protocol,
+            derive_seed(seed, "data"),
+            self.accelerator,
+            Checkpoints(folder.checkpoint, digest),
+            folder.metrics,
+            self._validation(self.evaluated["val"]),
+            label="/".join(folder.path.parts[-5:]),
+        )
+        tensors = fit.run()
+        if self.accelerator.is_main_process:
+            save_tensors(folder.adapter, tensors, {"digest": digest})
+
+    def _logits(self, model: nn.Module, part: Part):
+        return predict_logits(
+            model, part.images, self.backbone, self.config.protocol, self.accelerator
+        )
+
+    def _validation(self, part: Part) -> Validate:
+        """mA on the validation subset, for best_val selection."""
+
+        def validate(model: nn.Module) -> float:
+            likely = sigmoid(self._logits(model, part))
+            overall, _ = score(likely, part.manifest.labels, self.config.protocol.threshold)
+            return overall["mA"]
+
+        return validate
