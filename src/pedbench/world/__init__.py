@@ -1,0 +1,1 @@
+"""The embedded synthetic world: people, cameras, pictures, captions and two datasets."""
