@@ -1,0 +1,235 @@
+"""What the synthetic datasets share: making the files of a world, and reading them back.
+
+Layout below the root: ``images/{identity:05d}_c{camera}_{k:03d}.png``; ``labels.csv`` (image,
+identity, camera, one column of 0, 1 or -1 per attribute); ``splits.csv`` (image, one column per
+split); ``world.json`` (the options, written last).
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+import zlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, ClassVar, cast
+
+import numpy as np
+from PIL import Image
+
+from pedbench.contracts import (
+    UNKNOWN,
+    BaseDataset,
+    DatasetSpec,
+    PedbenchError,
+    Record,
+    Subset,
+)
+from pedbench.world.attributes import ATTRIBUTES, INDEX, NAMES
+from pedbench.world.domains import Domain
+from pedbench.world.render import SHOE, render, sample_people
+
+DEFAULTS: Mapping[str, int] = {"seed": 0, "identities": 400, "images_per_identity": 10}
+SPLITS = ("standard", "zero_shot")
+SUBSETS: tuple[Subset, ...] = ("train", "val", "test")
+_SHARES = (0.50, 0.15, 0.35)
+_FOOTWEAR = tuple(INDEX[a.name] for a in ATTRIBUTES if a.region == "feet")
+_FILES = {"images", "labels.csv", "splits.csv", "world.json"}
+_SHUFFLES = 64  # partitions of the identities among which the most even one is taken
+
+
+def world_spec(domain: Domain, title: str) -> DatasetSpec:
+    """The spec of the dataset that ``domain`` annotates."""
+    return DatasetSpec(
+        title=title,
+        licence="made by this package, under its licence",
+        attributes=tuple(ATTRIBUTES[NAMES.index(name)] for name in domain.attributes),
+        splits=SPLITS,
+    )
+
+
+class SyntheticDataset(BaseDataset):
+    """Subclasses name a ``DOMAIN`` and its ``SPEC``.
+
+    Options: ``seed`` of the world (people, pictures and splits; the domain stays the same),
+    ``identities`` and ``images_per_identity``.
+    """
+
+    DOMAIN: ClassVar[Domain]
+
+    def generate(self, root: Path, options: Mapping[str, Any]) -> None:
+        """Render the world to ``root``, replacing an earlier one; a killed call leaves nothing
+        there. Raises PedbenchError on bad options and when ``root`` holds anything else."""
+        chosen = _checked(options)
+        _check_replaceable(root)
+        partial = root.with_name(f".{root.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        try:
+            (partial / "images").mkdir(parents=True)
+            self._write(partial, chosen)
+            shutil.rmtree(root, ignore_errors=True)
+            partial.rename(root)
+        except OSError as error:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise PedbenchError(
+                f"{root}: the synthetic world cannot be written ({error.strerror or error}). "
+                "Check that the folder above it is a writable folder with free space, or name "
+                "another one under 'roots' in the config."
+            ) from error
+
+    def _write(self, folder: Path, options: Mapping[str, int]) -> None:
+        ids, each = options["identities"], options["images_per_identity"]
+        people_rng, camera_rng, picture_rng, split_rng = _streams(self.DOMAIN, options["seed"])
+        people = sample_people(ids, people_rng)
+        who = np.repeat(np.arange(ids), each)
+        cameras = _assign_cameras(ids, each, len(self.DOMAIN.cameras), camera_rng)
+        pictures, parts = render(people, who, cameras, self.DOMAIN, picture_rng)
+
+        columns = [INDEX[name] for name in self.DOMAIN.attributes]
+        labels = people.labels[who]
+        barefoot = ~parts[:, SHOE].any(axis=(1, 2))
+        labels[np.ix_(barefoot, _FOOTWEAR)] = UNKNOWN
+        subsets = (
+            _divide(split_rng.permutation(len(who))),
+            _divide(_even_order(people.labels[:, columns], split_rng))[who],
+        )
+        names = [
+            f"images/{i:05d}_c{c}_{k % each:03d}.png"
+            for k, (i, c) in enumerate(zip(who, cameras, strict=True))
+        ]
+        order = np.argsort(names)
+        for i in order:
+            Image.fromarray(pictures[i]).save(folder / names[i])
+        _write_csv(
+            folder / "labels.csv",
+            ("image", "identity", "camera", *self.DOMAIN.attributes),
+            ((names[i], who[i], cameras[i], *labels[i, columns]) for i in order),
+        )
+        _write_csv(
+            folder / "splits.csv",
+            ("image", *SPLITS),
+            ((names[i], *(SUBSETS[split[i]] for split in subsets)) for i in order),
+        )
+        world = {"domain": self.DOMAIN.name, **options}
+        (folder / "world.json").write_text(json.dumps(world, indent=1) + "\n", encoding="utf-8")
+
+    def expected(self, options: Mapping[str, Any]) -> Mapping[str, Mapping[str, int]]:
+        """Images per split and subset: 50 / 15 / 35 % of the images or of the identities."""
+        chosen = _checked(options)
+        ids, each = chosen["identities"], chosen["images_per_identity"]
+        images, people = _counts(ids * each), _counts(ids)
+        return {
+            "standard": dict(zip(SUBSETS, images, strict=True)),
+            "zero_shot": {s: each * n for s, n in zip(SUBSETS, people, strict=True)},
+        }
+
+    def records(self, root: Path) -> Iterator[Record]:
+        """Every image of the two CSV files. Raises PedbenchError when one is missing or off."""
+        named = [attribute.name for attribute in self.SPEC.attributes]
+        labels = _read_csv(root / "labels.csv", ("image", "identity", "camera", *named))
+        splits = _read_csv(root / "splits.csv", ("image", *SPLITS))
+        if [row["image"] for row in labels] != [row["image"] for row in splits]:
+            raise PedbenchError(
+                f"{root}: labels.csv and splits.csv list different images; delete the folder and "
+                "run again, the world will be made anew"
+            )
+        for row, subset in zip(labels, splits, strict=True):
+            yield Record(
+                image=row["image"],
+                labels=tuple(int(row[name]) for name in named),
+                subset={split: cast(Subset, subset[split]) for split in SPLITS},
+                identity=int(row["identity"]),
+                camera=int(row["camera"]),
+            )
+
+    def fake(self, root: Path, rng: np.random.Generator) -> None:
+        """A world of 20 people with 6 pictures each."""
+        seed = int(rng.integers(2**31))
+        self.generate(root, {"seed": seed, "identities": 20, "images_per_identity": 6})
+
+
+def _checked(options: Mapping[str, Any]) -> dict[str, int]:
+    """All options. Raises PedbenchError on an unknown one or a value out of range."""
+    for key, value in options.items():
+        if key not in DEFAULTS:
+            raise PedbenchError(
+                f"dataset_options: unknown key '{key}'; the synthetic world has "
+                f"{', '.join(DEFAULTS)}"
+            )
+        least = {"seed": 0, "identities": 8, "images_per_identity": 1}[key]
+        if type(value) is not int or value < least:
+            raise PedbenchError(
+                f"dataset_options: {key} is {value!r}; use a whole number of at least {least}"
+            )
+    return {**DEFAULTS, **options}
+
+
+def _check_replaceable(root: Path) -> None:
+    if not root.exists():
+        return
+    if not root.is_dir() or not {path.name for path in root.iterdir()} <= _FILES:
+        raise PedbenchError(
+            f"{root}: holds something that is not a synthetic world, so it is not replaced; move "
+            "it away or name another folder under 'roots' in the config"
+        )
+
+
+def _streams(domain: Domain, seed: int) -> list[np.random.Generator]:
+    """Independent generators for people, cameras, pictures and splits."""
+    sequence = np.random.SeedSequence([zlib.crc32(domain.name.encode()), seed])
+    return [np.random.default_rng(child) for child in sequence.spawn(4)]
+
+
+def _assign_cameras(ids: int, each: int, cameras: int, rng: np.random.Generator) -> np.ndarray:
+    """A camera per image, ``(ids * each,)``: every person before as many cameras as possible."""
+    first = rng.permuted(np.tile(np.arange(cameras), (ids, 1)), axis=1)
+    return np.sort(first[:, np.arange(each) % cameras], axis=1).ravel()
+
+
+def _counts(n: int) -> tuple[int, int, int]:
+    train, val = round(_SHARES[0] * n), round(_SHARES[1] * n)
+    return train, val, n - train - val
+
+
+def _divide(order: np.ndarray) -> np.ndarray:
+    """Subset numbers ``(n,)``: the first half of ``order`` is train, and so on."""
+    subset = np.empty(len(order), dtype=np.int8)
+    subset[order] = np.repeat(np.arange(3), _counts(len(order)))
+    return subset
+
+
+def _even_order(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """An order of the people whose division gives all subsets similar attribute frequencies."""
+    share = labels.mean(axis=0)
+    spread = np.sqrt(share * (1 - share)).clip(1e-6)
+
+    def unevenness(order: np.ndarray) -> float:
+        parts = np.split(labels[order], np.cumsum(_counts(len(order)))[:-1])
+        return max(float((np.abs(part.mean(axis=0) - share) / spread).max()) for part in parts)
+
+    return min((rng.permutation(len(labels)) for _ in range(_SHUFFLES)), key=unevenness)
+
+
+def _write_csv(path: Path, header: tuple[str, ...], rows: Iterator[tuple[Any, ...]]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(header)
+        writer.writerows(rows)
+
+
+def _read_csv(path: Path, header: tuple[str, ...]) -> list[dict[str, str]]:
+    try:
+        with path.open(newline="", encoding="utf-8") as stream:
+            reader = csv.DictReader(stream)
+            rows = list(reader)
+    except FileNotFoundError:
+        raise PedbenchError(
+            f"{path}: missing; delete the folder and run again, the world will be made anew"
+        ) from None
+    if tuple(reader.fieldnames or ()) != header:
+        raise PedbenchError(
+            f"{path}: columns differ from this version's ({', '.join(header)}); delete the "
+            "folder and run again, the world will be made anew"
+        )
+    return rows
