@@ -225,13 +225,12 @@ class Fit:
     def _stop(self, step: int, terms: dict[str, Tensor], group: str | None = None) -> None:
         values = ", ".join(f"{name} = {value.item():.4g}" for name, value in terms.items())
         if group is None:
-            bad = [
-                name
-                for name, g in self.groups.items()
-                if not all(torch.isfinite(p).all() for p in g["params"])
-            ]
-            where = f"parameter group {', '.join(bad)}" if bad else "the forward pass"
-            what = f"the loss is not finite ({values}); first non-finite values in {where}"
+            size = {n: _largest(g["params"]) for n, g in self.groups.items()}
+            worst = max(size, key=lambda n: size[n])
+            what = (
+                f"the loss is not finite ({values}); the largest weights are in parameter group "
+                f"'{worst}' (up to {size[worst]:.3g})"
+            )
         else:
             what = f"the gradient of parameter group '{group}' is not finite ({values})"
         raise PedbenchError(
@@ -253,6 +252,12 @@ class Fit:
         if self.accelerator.is_main_process:
             lines = (json.dumps(entry, sort_keys=True) for entry in self.state.history)
             write_text(self.log, "\n".join(lines) + "\n")
+
+
+def _largest(parameters: list[Tensor]) -> float:
+    """Largest magnitude; infinite when a value is not finite."""
+    largest = max(p.detach().abs().max().item() for p in parameters)
+    return largest if math.isfinite(largest) else math.inf
 
 
 def make_optimiser(groups: list[dict[str, Any]], protocol: Protocol) -> torch.optim.Optimizer:

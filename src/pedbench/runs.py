@@ -11,17 +11,16 @@ import hashlib
 import platform
 import shutil
 import subprocess
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from pedbench.config import Protocol
+from pedbench.config import ROOT, Protocol, plain, protocol_of
 from pedbench.contracts import PedbenchError
 from pedbench.files import digest, file_sha256, read_json, write_json
 from pedbench.registry import source_path
 
-ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("torch", "torchvision", "open_clip_torch", "accelerate", "numpy", "pillow")
 
 
@@ -42,12 +41,10 @@ class RunConfig:
         """Raises PedbenchError when the file is missing or lacks a key."""
         raw = read_json(path)
         try:
-            protocol = Protocol(**{f.name: raw["protocol"][f.name]["value"] for f in fields(Protocol)})
-            params = {key: entry["value"] for key, entry in raw["params"].items()}
             names = {k: raw[k] for k in ("dataset", "split", "method", "variant", "backbone")}
+            return cls(**names, protocol=protocol_of(raw), params=plain(raw["params"]))
         except (KeyError, TypeError) as error:
             raise PedbenchError(f"{path}: incomplete run config ({error}); delete it") from error
-        return cls(**names, protocol=protocol, params=params)
 
 
 def derive_seed(seed: int, *names: str) -> int:

@@ -22,7 +22,7 @@ from pedbench.files import read_json, write_json
 from pedbench.manifest import Manifest, read_manifest
 from pedbench.nn.backbone import Backbone, load_backbone
 from pedbench.predict import normalisation, predict_logits, write_predictions
-from pedbench.registry import load_method
+from pedbench.registry import load_method, load_params
 from pedbench.results import sigmoid
 from pedbench.runs import RunConfig, RunFolder, derive_seed, environment, run_digest
 from pedbench.tasks.par import score
@@ -76,7 +76,7 @@ def build_model(
     config: RunConfig, backbone: Backbone, task: Task, seed: int
 ) -> tuple[BaseMethod[Any], nn.Module]:
     """A fresh model on a copy of ``backbone``; initialisation depends on seed and method only."""
-    method = load_method(config.method, config.params)
+    method = load_method(config.method)(load_params(config.method, config.params))
     reason = method.supports(task, backbone)
     if reason is not None:
         raise PedbenchError(

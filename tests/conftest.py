@@ -1,0 +1,79 @@
+"""Small, deterministic things most tests need: a backbone with random weights, a dataset."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pedbench.contracts import Attribute, BaseDataset, DatasetSpec, Record
+from pedbench.manifest import Manifest, build_manifest
+
+ATTRIBUTES = (
+    Attribute("hat", "head", "wearing a hat", "without a hat"),
+    Attribute("backpack", "upper", "carrying a backpack", "without a backpack"),
+    Attribute("trousers", "lower", "wearing trousers", "without trousers"),
+    Attribute("boots", "feet", "wearing boots", "without boots"),
+    Attribute("female", "whole", "who is a woman", "who is a man"),
+)
+MODEL = {
+    "embed_dim": 32,
+    "vision_cfg": {
+        "image_size": [64, 32], "patch_size": 8, "width": 32, "layers": 3, "head_width": 16,
+    },
+    "text_cfg": {
+        "context_length": 24, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2,
+    },
+}  # fmt: skip
+
+
+class NoiseDataset(BaseDataset):
+    """Noise pictures whose brightness of a band depends on the label, so there is something to
+    learn; 48 train, 16 val, 16 test."""
+
+    SPEC = DatasetSpec("noise", "none", ATTRIBUTES, ("standard",), {})
+    COUNTS = {"train": 48, "val": 16, "test": 16}
+
+    def expected(self, options):
+        return {"standard": self.COUNTS}
+
+    def generate(self, root: Path, options) -> None:
+        rng = np.random.default_rng(0)
+        root.mkdir(parents=True, exist_ok=True)
+        labels = rng.integers(0, 2, (80, len(ATTRIBUTES)))
+        for index, row in enumerate(labels):
+            picture = rng.integers(0, 120, (64, 32, 3))
+            for band, value in enumerate(row):
+                picture[band * 12 : band * 12 + 10] += 100 * value
+            Image.fromarray(picture.astype(np.uint8)).save(root / f"{index:03d}.png")
+        np.savetxt(root / "labels.csv", labels, fmt="%d", delimiter=",")
+
+    def records(self, root: Path) -> Iterator[Record]:
+        labels = np.loadtxt(root / "labels.csv", delimiter=",", dtype=int)
+        subsets = [name for name, count in self.COUNTS.items() for _ in range(count)]
+        for index, (row, subset) in enumerate(zip(labels, subsets, strict=True)):
+            labels_of = tuple(int(v) for v in row)
+            yield Record(f"{index:03d}.png", labels_of, {"standard": subset}, index // 4, index % 3)
+
+
+@pytest.fixture(scope="session")
+def manifest(tmp_path_factory) -> Manifest:
+    root = tmp_path_factory.mktemp("noise")
+    dataset = NoiseDataset()
+    dataset.generate(root / "data", {})
+    return build_manifest("noise", dataset, root / "data", {}, root / "noise.parquet")
+
+
+@pytest.fixture(scope="session")
+def backbone():
+    """A CLIP of three layers with random weights and CLIP's full vocabulary."""
+    from pedbench.nn.backbone import Backbone
+
+    return Backbone.from_config(MODEL, name="random", seed=1)

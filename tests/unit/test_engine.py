@@ -1,0 +1,191 @@
+"""The training loop: resuming, selection, refusals, cached features."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+
+from pedbench import engine
+from pedbench.checkpoint import Checkpoints, load_trained
+from pedbench.config import Protocol
+from pedbench.contracts import PedbenchError, Task
+from pedbench.data import Images, augment, epoch_order, normalise
+from pedbench.engine import Fit, TrainingSet
+from pedbench.predict import predict_logits
+from pedbench.registry import load_method, load_params
+from pedbench.train import build_model
+
+PROTOCOL = Protocol(
+    name="test", version="test", resize="stretch", normalisation="clip", flip=True, crop_padding=0,
+    optimiser="adamw", momentum=0.9, weight_decay=0.01, epochs=2, batch_size=16, accumulate=1,
+    schedule="cosine", warmup_epochs=1, warmup_from=0.1, final_lr_fraction=0.0, clip_norm=5.0,
+    precision="fp32", loss_weighting="released", selection="last_epoch", threshold=0.5,
+    f1="instance", eval_batch_size=32, checkpoint_steps=1,
+)  # fmt: skip
+
+
+class Killed(Exception):
+    """Stands for SIGKILL between two steps."""
+
+
+class Bench:
+    """Fits a method on the noise dataset and hands out what came of it."""
+
+    def __init__(self, backbone, manifest, folder):
+        self.backbone, self.folder = backbone, folder
+        self.train, self.val = manifest.subset("standard", "train"), manifest.subset("standard", "val")
+        self.images = Images(self.train, (64, 32), "stretch")
+        self.task = Task("par", manifest.attributes, self.train.positive_ratio())
+
+    def fit(self, method="full_finetune", params=None, name="a", kill_at=None, validate=None, **change):
+        protocol = dataclasses.replace(PROTOCOL, **change)
+        params = {"lr": 1e-3, "head_lr": 1e-2, "probe_epochs": 1} if params is None else params
+        instance = load_method(method)(load_params(method, params))
+        torch.manual_seed(0)
+        model = instance.build(copy.deepcopy(self.backbone), self.task)
+        labels = torch.from_numpy(self.train.labels.copy())
+        data = TrainingSet(self.images, labels, self.backbone.mean, self.backbone.std)
+        fit = Fit(
+            instance, model, self.task, data, protocol, 7, Accelerator(cpu=True),
+            Checkpoints(self.folder / name, "run"), self.folder / f"{name}.jsonl", validate, name,
+        )  # fmt: skip
+        if kill_at is not None:
+            save, saves = fit._save, iter(range(1000))
+
+            def dying(optimiser):
+                save(optimiser)
+                if next(saves) == kill_at:
+                    raise Killed
+
+            fit._save = dying
+        return fit.run(), model
+
+
+@pytest.fixture
+def bench(backbone, manifest, tmp_path):
+    return Bench(backbone, manifest, tmp_path)
+
+
+def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+@pytest.mark.parametrize("kills", [(0,), (2, 1), (4, 0, 2)])
+@pytest.mark.parametrize("optimiser", ["adamw", "sgd"])
+def test_killed_runs_end_with_the_same_bits(bench, kills, optimiser):
+    undisturbed, _ = bench.fit(name="whole", optimiser=optimiser)
+    for kill_at in kills:
+        with pytest.raises(Killed):
+            bench.fit(name="killed", kill_at=kill_at, optimiser=optimiser)
+    resumed, _ = bench.fit(name="killed", optimiser=optimiser)
+    assert equal(undisturbed, resumed)
+    whole, killed = ((bench.folder / f"{n}.jsonl").read_text() for n in ("whole", "killed"))
+    assert whole == killed
+
+
+def test_sparse_checkpoints_resume_to_the_same_bits(bench):
+    undisturbed, _ = bench.fit(name="whole", checkpoint_steps=2)
+    with pytest.raises(Killed):
+        bench.fit(name="killed", kill_at=1, checkpoint_steps=2)
+    assert equal(undisturbed, bench.fit(name="killed", checkpoint_steps=2)[0])
+
+
+def test_seed_repeats_and_training_changes_weights(bench, backbone):
+    first, model = bench.fit(name="a")
+    second, _ = bench.fit(name="b")
+    assert equal(first, second)
+    weight = "backbone.clip.visual.proj"
+    assert not torch.equal(first[weight], backbone.clip.visual.proj)
+
+
+def test_corrupt_checkpoint_names_file_and_remedy(bench):
+    with pytest.raises(Killed):
+        bench.fit(name="killed", kill_at=2)
+    state = next((bench.folder / "killed").glob("*.safetensors"))
+    state.write_bytes(state.read_bytes()[:-40])
+    with pytest.raises(PedbenchError, match=rf"{state.name}: checkpoint is corrupt.*delete the folder"):
+        bench.fit(name="killed")
+
+
+def test_cached_stem_equals_recomputed(bench, monkeypatch):
+    params = {"lr": 1e-2}
+    cached, _ = bench.fit("linear_probe", params, name="cached")
+    monkeypatch.setattr(engine, "cached_stem", lambda *_: None)
+    plain, _ = bench.fit("linear_probe", params, name="plain")
+    for name in cached:
+        torch.testing.assert_close(cached[name], plain[name], rtol=1e-4, atol=1e-5)
+
+
+def test_accumulated_batch_equals_whole_batch(bench):
+    """Up to batch statistics, so the tower is tuned with a head of fixed statistics."""
+    params = {"lr": 1e-3, "head_lr": 1e-2, "probe_epochs": 0}
+
+    def fit(accumulate: int) -> dict[str, torch.Tensor]:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(torch.nn.BatchNorm1d, "forward", lambda self, x: x)
+            return bench.fit("full_finetune", params, name=f"x{accumulate}", accumulate=accumulate,
+                             optimiser="sgd", epochs=1)[0]  # fmt: skip
+
+    whole, parts = fit(1), fit(4)
+    for name in whole:
+        torch.testing.assert_close(whole[name], parts[name], rtol=1e-3, atol=1e-5)
+
+
+def test_non_finite_loss_names_step_and_group(bench):
+    with pytest.raises(PedbenchError, match=r"step \d+: .*not finite.*parameter group"):
+        bench.fit(params={"lr": 1e30, "head_lr": 1e30, "probe_epochs": 0}, clip_norm=0.0, epochs=3,
+                  optimiser="sgd")  # fmt: skip
+
+
+def test_best_val_keeps_the_best_epoch(bench):
+    scores = iter([0.3, 0.9, 0.5, 0.4])
+    seen: list[dict[str, torch.Tensor]] = []
+
+    def validate(model):
+        seen.append({n: p.detach().clone() for n, p in model.named_parameters()})
+        return next(scores)
+
+    best, _ = bench.fit("linear_probe", {"lr": 1e-2}, validate=validate, selection="best_val_mA", epochs=4)
+    assert torch.equal(best["head.1.weight"], seen[1]["head.1.weight"])
+    assert not torch.equal(best["head.1.weight"], seen[3]["head.1.weight"])
+
+
+def test_best_val_without_validation_is_refused(bench):
+    with pytest.raises(PedbenchError, match="needs a validation subset"):
+        bench.fit(selection="best_val_mA")
+
+
+def test_adapter_of_another_model_is_refused(bench, tmp_path):
+    tensors, model = bench.fit("linear_probe", {"lr": 1e-2})
+    tensors["head.1.weight"] = tensors["head.1.weight"][:, :-1]
+    with pytest.raises(PedbenchError, match=r"head\.1\.weight.*belongs to another method"):
+        load_trained(model, tensors, tmp_path / "adapter.safetensors")
+
+
+def test_order_depends_on_seed_and_epoch():
+    assert sorted(epoch_order(10, 1, 0).tolist()) == list(range(10))
+    assert not torch.equal(epoch_order(10, 1, 0), epoch_order(10, 1, 1))
+    assert not torch.equal(epoch_order(10, 1, 0), epoch_order(10, 2, 0))
+
+
+def test_augment_flips_and_crops():
+    pictures = torch.arange(2 * 3 * 4 * 4, dtype=torch.uint8).view(2, 3, 4, 4)
+    flipped = augment(pictures.repeat(20, 1, 1, 1), True, 0, torch.Generator().manual_seed(0))
+    originals = pictures.repeat(20, 1, 1, 1)
+    kept = (flipped == originals).flatten(1).all(1)
+    mirrored = (flipped == originals.flip(3)).flatten(1).all(1)
+    assert (kept | mirrored).all() and kept.any() and mirrored.any()
+    cropped = augment(pictures, False, 1, torch.Generator().manual_seed(3))
+    assert cropped.shape == pictures.shape and not torch.equal(cropped, pictures)
+
+
+def test_normalise_is_per_channel():
+    white = torch.full((1, 3, 2, 2), 255, dtype=torch.uint8)
+    result = normalise(white, (0.5, 0.4, 0.3), (0.5, 0.2, 0.1))
+    torch.testing.assert_close(result[0, :, 0, 0], torch.tensor([1.0, 3.0, 7.0]))
