@@ -1,0 +1,126 @@
+"""Reading run folders: ``results/runs/{dataset}/{split}/{method}/{variant}/seed{n}/``.
+
+Everything after training (scores, statistics, tables, figures, tracking) reads runs through
+here and imports no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pedbench import registry
+from pedbench.config import DEFAULT, plain
+from pedbench.contracts import PedbenchError
+from pedbench.files import read_json
+from pedbench.manifest import Manifest
+
+KEYS = ("dataset", "split", "method", "variant", "seed")
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """One finished seed. ``config`` holds plain values, without their origins."""
+
+    folder: Path
+    config: Mapping[str, Any]
+    dataset: str
+    split: str
+    method: str
+    variant: str
+    seed: int
+
+    @property
+    def key(self) -> str:
+        return f"{self.dataset}/{self.split}/{self.method}/{self.variant}/seed{self.seed}"
+
+    @property
+    def protocol(self) -> Mapping[str, Any]:
+        return self.config["protocol"]
+
+    @property
+    def protocol_label(self) -> str:
+        return f"{self.protocol['name']} v{self.protocol['version']}"
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """``probabilities (M, A)`` float64, ``labels (M, A)`` in {0, 1, -1}, ``identity (M,)``."""
+
+    attributes: tuple[str, ...]
+    probabilities: np.ndarray
+    labels: np.ndarray
+    identity: np.ndarray
+
+
+def read_run(folder: Path) -> Run:
+    """Raises PedbenchError when the folder's config.json is missing, damaged or incomplete."""
+    path = folder / "config.json"
+    config = plain(read_json(path))
+    missing = [k for k in (*KEYS, "protocol", "digest", "manifest_digest") if k not in config]
+    if missing:
+        raise PedbenchError(
+            f"{path}: no '{missing[0]}' in it, so this is not a run's config; delete the folder "
+            "and run again"
+        )
+    return Run(folder, config, *(config[key] for key in KEYS))
+
+
+def read_runs(folders: Iterable[Path]) -> list[Run]:
+    """All runs, sorted by dataset, split, method, variant and seed."""
+    runs = [read_run(Path(folder)) for folder in folders]
+    return sorted(runs, key=lambda r: (r.dataset, r.split, r.method, r.variant, r.seed))
+
+
+def read_predictions(run: Run, manifest: Manifest, subset: str) -> Predictions:
+    """The run's predictions beside the manifest's labels; logits become probabilities.
+
+    Raises PedbenchError when the file is missing or damaged, or when its images and attributes
+    are not those of the manifest.
+    """
+    path = run.folder / f"predictions.{subset}.parquet"
+    try:
+        table = pq.read_table(path)
+    except FileNotFoundError:
+        raise PedbenchError(f"{path}: no such file; run again, the run will be finished") from None
+    except (pa.ArrowInvalid, OSError) as error:
+        raise PedbenchError(f"{path}: not readable ({error}); delete it and run again") from error
+    images = manifest.subset(run.split, subset)
+    attributes = tuple(attribute.name for attribute in images.attributes)
+    same = table.column_names == ["image", *attributes]
+    if not same or table["image"].to_pylist() != list(images.rows["image"]):
+        raise PedbenchError(
+            f"{path}: its images or attributes are not those of the manifest of {run.dataset}; "
+            f"the dataset has changed since: delete {run.folder} and run again"
+        )
+    logits = table.drop_columns(["image"]).to_pandas().to_numpy(np.float64)
+    if not np.isfinite(logits).all():
+        raise PedbenchError(f"{path}: holds NaN or infinite logits; delete {run.folder}, run again")
+    identity = images.rows["identity"].to_numpy()
+    return Predictions(attributes, sigmoid(logits), images.labels, identity)
+
+
+def headline(run: Run) -> str:
+    """The metric that "F1" stands for under the run's protocol."""
+    return f"F1_{run.protocol['f1']}"
+
+
+def display_name(method: str, variant: str) -> str:
+    """``PromptPAR (region deep)``: the title that opens the method's docstring, and the variant."""
+    try:
+        title = registry.summary("method", method).partition(":")[0]
+    except PedbenchError:  # results may outlive the file of their method
+        title = method
+    return title if variant == DEFAULT else f"{title} ({variant.replace('_', ' ')})"
+
+
+def sigmoid(logits: np.ndarray) -> np.ndarray:
+    """``1 / (1 + exp(-x))`` without overflow."""
+    small = np.exp(-np.abs(logits))
+    return np.where(logits >= 0, 1.0, small) / (1.0 + small)

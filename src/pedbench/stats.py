@@ -1,0 +1,224 @@
+"""Which differences between methods are more than chance? Explained in docs/statistics.md.
+
+The statistics work on arrays of resampled metrics; only ``compare`` touches files.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import combinations, groupby, permutations
+from pathlib import Path
+from typing import Any, Literal
+from zlib import crc32
+
+import numpy as np
+import pandas as pd
+from numpy.random import Generator
+from numpy.typing import NDArray
+from scipy.stats import t as student
+from statsmodels.stats.multitest import multipletests
+
+from pedbench.collect import check_comparable
+from pedbench.contracts import PedbenchError
+from pedbench.files import write_text
+from pedbench.manifest import Manifest, read_manifest
+from pedbench.results import Run, headline, read_predictions, read_runs
+from pedbench.tasks import par
+
+Floats = NDArray[np.float64]
+Unit = Literal["image", "identity"]
+Variant = tuple[str, str]  # method, variant
+Row = dict[str, Any]
+
+BASELINE_FILE, PAIRS_FILE = "vs_baseline.csv", "all_pairs.csv"
+CHUNK = 4_000_000  # weights (resamples x images) held at once
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One metric of one variant, by seed: ``value`` on the test subset, ``resampled (R,)``."""
+
+    value: dict[int, float]
+    resampled: dict[int, Floats]
+
+
+Samples = Mapping[str, Mapping[Variant, Sample]]  # by metric, then variant
+
+
+@dataclass(frozen=True)
+class Difference:
+    """``a - b``, its confidence interval and its test; all but df, p and seeds in the unit of
+    the metric."""
+
+    a: float
+    b: float
+    difference: float
+    ci_low: float
+    ci_high: float
+    se_images: float
+    se_seeds: float
+    df: float
+    p: float
+    seeds: int
+
+
+def compare(
+    folders: Iterable[Path],
+    manifests: Mapping[str, Path],
+    out: Path,
+    *,
+    baseline: str | None,
+    metrics: Sequence[str] = ("mA", "F1"),
+    alpha: float = 0.05,
+    resamples: int = 2000,
+    seed: int = 0,
+    unit: Unit = "image",
+) -> None:
+    """Test the runs of ``folders`` on the test subset and write two CSV files below ``out``.
+
+    ``vs_baseline.csv`` compares every variant with ``baseline`` ("method/variant"; no rows where
+    it was not run), ``all_pairs.csv`` all with all. In each file Holm's correction spans all
+    comparisons x ``metrics`` of one dataset and split. Metrics are those of ``par.RESAMPLED``,
+    or "F1" for the protocol's definition; numbers are in percent.
+    """
+    against, pairs = [], []
+    for (dataset, split), group in groupby(read_runs(folders), lambda r: (r.dataset, r.split)):
+        runs = list(group)
+        check_comparable(runs)
+        # A stream of its own for each dataset and split: narrowing the run changes no p-value.
+        rng = np.random.default_rng([seed, crc32(f"{dataset}/{split}".encode())])
+        manifest = read_manifest(Path(manifests[dataset]))
+        samples = resample_runs(runs, manifest, metrics, resamples, unit, rng)
+        variants = sorted({(run.method, run.variant) for run in runs})
+        versus = [(v, b) for b, v in permutations(variants, 2) if "/".join(b) == baseline]
+        place = {"dataset": dataset, "split": split, "unit": unit, "resamples": resamples}
+        against += [place | row for row in family(samples, versus, alpha)]
+        pairs += [place | row for row in family(samples, [*combinations(variants, 2)], alpha)]
+    for name, rows in ((BASELINE_FILE, against), (PAIRS_FILE, pairs)):
+        text = pd.DataFrame(rows, columns=COLUMNS).to_csv(index=False, float_format="%.6g")
+        write_text(out / name, text)
+
+
+COLUMNS = [
+    *("dataset", "split", "metric", "method", "variant", "against_method", "against_variant"),
+    *Difference.__dataclass_fields__,
+    *("p_holm", "significant", "family", "unit", "resamples"),
+]
+
+
+def resample_runs(
+    runs: Sequence[Run],
+    manifest: Manifest,
+    metrics: Sequence[str],
+    resamples: int,
+    unit: Unit,
+    rng: Generator,
+) -> Samples:
+    """Every metric of every run on the same resamples of the test images, in percent."""
+    predictions = [read_predictions(run, manifest, "test") for run in runs]
+    parts: dict[tuple[str, Run], list[Floats]] = defaultdict(list)
+    for weights in draw(units_of(predictions[0].identity, unit), resamples, rng):
+        for run, p in zip(runs, predictions, strict=True):
+            for metric in metrics:
+                name = headline(run) if metric == "F1" else metric
+                args = name, p.probabilities, p.labels, weights, run.protocol["threshold"]
+                parts[metric, run].append(100 * par.resampled(*args))
+    samples: Samples = {metric: defaultdict(lambda: Sample({}, {})) for metric in metrics}
+    for (metric, run), arrays in parts.items():
+        sample = samples[metric][run.method, run.variant]
+        (sample.value[run.seed],), *rest = arrays
+        sample.resampled[run.seed] = np.concatenate(rest)
+    return samples
+
+
+def units_of(identity: np.ndarray, unit: Unit) -> np.ndarray:
+    """Number of the sampling unit of each image ``(M,)``; an unknown identity (-1) is one unit
+    per image."""
+    images = np.arange(len(identity))
+    if unit == "image":
+        return images
+    own = np.where(identity < 0, -1 - images, identity)
+    _, numbers = np.unique(own, return_inverse=True)
+    return numbers
+
+
+def draw(units: np.ndarray, resamples: int, rng: Generator) -> Iterator[Floats]:
+    """How often each resample holds each image: parts ``(r, M)`` of ``(1 + resamples, M)``.
+
+    The first row is all ones, the sample itself. Units are drawn with replacement, all images of
+    a unit together.
+    """
+    yield np.ones((1, len(units)))
+    count = units.max() + 1
+    for done in range(0, resamples, step := max(1, CHUNK // len(units))):
+        size = min(step, resamples - done)
+        yield rng.multinomial(count, np.full(count, 1 / count), size)[:, units].astype(np.float64)
+
+
+def family(samples: Samples, pairs: Sequence[tuple[Variant, Variant]], alpha: float) -> list[Row]:
+    """One row for each metric and pair; Holm's correction over all of them."""
+    tests = [(m, a, b, difference(s[a], s[b], alpha)) for m, s in samples.items() for a, b in pairs]
+    if not tests:
+        return []
+    p = np.array([test.p for *_, test in tests])
+    significant, p_holm = multipletests(p, alpha, method="holm")[:2]
+    return [
+        {
+            "metric": metric,
+            **dict(zip(("method", "variant"), a, strict=True)),
+            **dict(zip(("against_method", "against_variant"), b, strict=True)),
+            **asdict(test),
+            "p_holm": float(p_holm[i]),
+            "significant": bool(significant[i]),
+            "family": len(tests),
+        }
+        for i, (metric, a, b, test) in enumerate(tests)
+    ]
+
+
+def difference(a: Sample, b: Sample, alpha: float = 0.05) -> Difference:
+    """Test whether the mean over seeds of ``a - b`` is zero, seed paired with seed.
+
+    The squared standard error is the variance of that mean over the resampled images plus the
+    variance between seeds over their number; t distribution with Satterthwaite's degrees of
+    freedom. With one pair of runs only the images vary.
+    """
+    seeds = pair_seeds(sorted(a.value), sorted(b.value))
+    values = np.array([a.value[i] - b.value[j] for i, j in seeds])
+    over_images = np.mean([a.resampled[i] - b.resampled[j] for i, j in seeds], axis=0)
+    images = over_images.var(ddof=1)
+    between = values.var(ddof=1) / len(seeds) if len(seeds) > 1 else 0.0
+    se = np.sqrt(images + between)
+    df = (images + between) ** 2 / between**2 * (len(seeds) - 1) if between > 0 else np.inf
+    mean = values.mean()
+    half = student.ppf(1 - alpha / 2, df) * se
+    return Difference(
+        a=float(np.mean([a.value[i] for i, _ in seeds])),
+        b=float(np.mean([b.value[j] for _, j in seeds])),
+        difference=float(mean),
+        ci_low=float(mean - half),
+        ci_high=float(mean + half),
+        se_images=float(np.sqrt(images)),
+        se_seeds=float(np.sqrt(between)),
+        df=float(df),
+        p=float(2 * student.sf(abs(mean) / se, df)) if se > 0 else float(mean == 0),
+        seeds=len(seeds),
+    )
+
+
+def pair_seeds(a: Sequence[int], b: Sequence[int]) -> list[tuple[int, int]]:
+    """Equal seeds in pairs; a method of one run is paired with every seed of the other.
+
+    Raises PedbenchError when no seed is common.
+    """
+    if len(a) == 1 or len(b) == 1:
+        return [(i, j) for i in a for j in b]
+    common = sorted(set(a) & set(b))
+    if not common:
+        raise PedbenchError(
+            f"methods with the seeds {list(a)} and {list(b)} cannot be paired: run both with the "
+            "same 'seeds' in the config"
+        )
+    return [(seed, seed) for seed in common]

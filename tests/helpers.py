@@ -1,0 +1,120 @@
+"""Fake manifests and finished runs, so that everything after training is tested in seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from zlib import crc32
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pedbench.contracts import Attribute
+from pedbench.files import digest, write_json
+from pedbench.manifest import Manifest, write_manifest
+
+ATTRIBUTES = tuple(
+    Attribute(n, "whole", f"with {n}", f"without {n}") for n in ("hat", "bag", "a_b")
+)
+SKILL = {"zero_shot": 0.2, "linear_probe": 1.0, "full": 1.6, "promptpar": 1.5}
+
+
+@dataclass
+class FakeResults:
+    """``results/`` with manifests and runs, and the arguments the stages want of it."""
+
+    root: Path
+    folders: list[Path]
+
+    @property
+    def manifests(self) -> dict[str, Path]:
+        return {path.stem: path for path in sorted((self.root / "manifests").glob("*.parquet"))}
+
+
+def fake_results(
+    root: Path,
+    datasets: Iterable[str] = ("a",),
+    splits: Iterable[str] = ("standard", "zero_shot"),
+    skill: Mapping[str, float] = SKILL,
+    seeds: Iterable[int] = (0, 1, 2),
+    images: int = 120,
+) -> FakeResults:
+    """A deterministic benchmark; ``skill`` is the separation of positives from negatives.
+
+    ``zero_shot`` has one run. Keys of ``skill`` are ``method`` or ``method/variant``.
+    """
+    folders = []
+    for dataset in datasets:
+        manifest = fake_manifest(root / "manifests" / f"{dataset}.parquet", dataset, images)
+        for split in splits:
+            for name, value in skill.items():
+                method, _, variant = name.partition("/")
+                for seed in (0,) if method == "zero_shot" else seeds:
+                    key = (dataset, split, method, variant or "default", seed)
+                    folders.append(fake_run(root, manifest, key, value))
+    return FakeResults(root, folders)
+
+
+def fake_manifest(path: Path, dataset: str, images: int) -> Manifest:
+    """``images`` in every subset, two of each identity, a few unknown labels."""
+    rng = np.random.default_rng(crc32(dataset.encode()))
+    count = 3 * images
+    rows = pd.DataFrame({"image": [f"{i:05d}.png" for i in range(count)]})
+    rows["sha256"] = "0" * 64
+    rows["identity"] = (np.arange(count) // 2).astype(np.int32)
+    rows["camera"] = np.int16(0)
+    for attribute, share in zip(ATTRIBUTES, (0.5, 0.3, 0.15), strict=True):
+        labels = (rng.random(count) < share).astype(np.int8)
+        labels[rng.random(count) < 0.02] = -1
+        rows[f"label:{attribute.name}"] = labels
+    subsets = np.repeat(["train", "val", "test"], images)
+    rows["split:standard"] = subsets
+    rows["split:zero_shot"] = subsets[::-1]
+    manifest = Manifest(dataset, Path("data") / dataset, ATTRIBUTES, digest(dataset), rows)
+    write_manifest(manifest, path)
+    return manifest
+
+
+def fake_run(
+    root: Path, manifest: Manifest, key: tuple[str, str, str, str, int], skill: float
+) -> Path:
+    """A finished run folder with predictions for val and test."""
+    folder = root.joinpath("runs", *key[:4], f"seed{key[4]}")
+    config = fake_config(key, manifest.digest)
+    write_json(folder / "config.json", config)
+    rng = np.random.default_rng([crc32(":".join(key[:4]).encode()), key[4]])
+    for subset in ("val", "test"):
+        images = manifest.subset(key[1], subset)
+        hard = np.random.default_rng(7).normal(size=images.labels.shape)
+        signs = np.where(images.labels == 1, 1.0, -1.0)
+        logits = skill * signs + hard + 0.5 * rng.normal(size=hard.shape)
+        write_predictions(folder, subset, images, logits)
+    steps = [{"step": step, "epoch": step // 2, "loss": 1.0 / (step + 1)} for step in range(4)]
+    lines = [str(row).replace("'", '"') for row in steps]
+    (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    write_json(folder / "environment.json", {"python": "3.11"})
+    write_json(folder / "train.done.json", {"digest": config["digest"]})
+    return folder
+
+
+def fake_config(key: tuple[str, str, str, str, int], manifest_digest: str) -> dict[str, Any]:
+    protocol = {"name": "embedded", "version": 1, "threshold": 0.5, "f1": "instance"}
+    config = {
+        **dict(zip(("dataset", "split", "method", "variant", "seed"), key, strict=True)),
+        "backbone": {"value": "tiny", "from": "config.yaml"},
+        "protocol": {k: {"value": v, "from": "embedded.yaml"} for k, v in protocol.items()},
+        "params": {"lr": {"value": 0.01, "from": "Params"}},
+        "manifest_digest": manifest_digest,
+    }
+    return {**config, "digest": digest(config)}
+
+
+def write_predictions(folder: Path, subset: str, images: Manifest, logits: np.ndarray) -> None:
+    columns: dict[str, Any] = {"image": list(images.rows["image"])}
+    for column, attribute in enumerate(images.attributes):
+        columns[attribute.name] = logits[:, column].astype(np.float32)
+    pq.write_table(pa.table(columns), folder / f"predictions.{subset}.parquet")
