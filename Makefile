@@ -1,0 +1,45 @@
+# make tables | smoke | test | test-system | install | pretrain | clean
+PYTHON ?= python3
+CORES ?= all
+VENV := .venv
+READY := $(VENV)/ready
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+export MLFLOW_DISABLE_TELEMETRY := true
+export DO_NOT_TRACK := true
+
+.PHONY: tables smoke pretrain install test test-system check clean
+
+tables: install
+	snakemake --cores $(CORES) results/tables
+
+smoke: install
+	snakemake --cores $(CORES) results/smoke/tables --configfile config/smoke.yaml
+
+pretrain: install
+	snakemake --cores $(CORES) pretrain
+
+install: $(READY)
+
+$(READY): requirements.lock pyproject.toml
+	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --requirement requirements.lock
+	$(VENV)/bin/python -m pip install --quiet --no-deps --editable .
+	touch $@
+
+# Formatting, types, workflow, then the tests, the miniature benchmark among them.
+check: install
+	ruff check
+	ruff format --check
+	pyright
+	snakefmt --check Snakefile workflow
+	snakemake --lint
+
+test: check
+	OMP_NUM_THREADS=1 pytest -n 2 -m "not system"
+
+# Long checks; tools that are absent skip by name, with PEDBENCH_REQUIRE_TOOLS=1 they fail.
+test-system: install
+	OMP_NUM_THREADS=1 pytest -m system
+
+clean:
+	rm -rf results .snakemake

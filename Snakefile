@@ -1,0 +1,57 @@
+# pedbench: from a config to tables. The DAG only; every rule calls the `pedbench` command.
+#
+#   snakemake --cores all results/tables
+#
+# The config is named by profiles/default (another one: --configfile config/smoke.yaml).
+
+import json
+import sys
+
+from snakemake.exceptions import WorkflowError
+from snakemake.utils import min_version
+
+from pedbench.contracts import PedbenchError
+from pedbench.plan import describe, make_plan, visible_gpus
+
+min_version("9.0")
+
+try:
+    PLAN = make_plan(config, ", ".join(map(str, workflow.configfiles)) or "config")
+except PedbenchError as error:
+    raise WorkflowError(str(error)) from None
+
+RESULTS = PLAN.results
+RUN = f"{RESULTS}/runs/{{dataset}}/{{split}}/{{method}}/{{variant}}"
+GPUS = visible_gpus()
+workflow.register_resource("gpu", GPUS)
+
+
+wildcard_constraints:
+    dataset="|".join(PLAN.sources),
+    split="|".join({e.split for e in PLAN.experiments}),
+    method="|".join({e.method for e in PLAN.experiments}),
+    variant="|".join({e.variant.replace(".", r"\.") for e in PLAN.experiments}),
+    seeds=r"\d+(-\d+)*",
+    backbone=PLAN.config["backbone"],
+
+
+rule all:
+    input:
+        f"{RESULTS}/tables",
+
+
+include: "workflow/rules/data.smk"
+include: "workflow/rules/pretrain.smk"
+include: "workflow/rules/runs.smk"
+include: "workflow/rules/analysis.smk"
+
+
+onstart:
+    print(describe(PLAN, workflow.cores), file=sys.stderr)
+
+
+onerror:
+    print(
+        "pedbench: finished runs are kept; mend what the log says and run the same command again",
+        file=sys.stderr,
+    )

@@ -1,0 +1,260 @@
+"""Configuration: what a run's settings are, where each value comes from, and what is refused.
+
+Layers, later wins: ``Params`` defaults of the method, the protocol file, the protocol file's
+section on the method, the variant, the sweep. Every resolved value keeps its origin.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from jsonschema import Draft202012Validator
+from jsonschema.exceptions import ValidationError
+
+from pedbench import registry
+from pedbench.contracts import PedbenchError
+from pedbench.registry import suggest
+
+ROOT = Path(__file__).resolve().parents[2]
+SCHEMA = "workflow/schemas/config.schema.yaml"
+VARIANTS = "config/variants.yaml"
+DEFAULT = "default"  # the label of a method without changes
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """The settings all methods share. A protocol file in ``config/protocols/`` states each one;
+    a variant may override any but name and version."""
+
+    name: str  # of the file
+    version: str  # raised whenever the protocol's meaning changes, which invalidates all runs
+    resize: Literal["pad_square", "stretch"]  # black padding to a square, or plain resizing
+    normalisation: Literal["half", "clip"]  # mean and deviation 0.5, or CLIP's own
+    flip: bool  # mirror a training image with probability 1/2
+    crop_padding: int  # black border in pixels before the random crop in training; 0: no crop
+    optimiser: Literal["sgd", "adamw"]  # update rule
+    momentum: float  # of SGD
+    weight_decay: float  # of every group that does not set its own
+    epochs: int  # passes over the training subset
+    batch_size: int  # images per optimiser step
+    accumulate: int  # micro-batches that make up one step
+    schedule: Literal[
+        "cosine", "constant", "epoch_cosine", "delayed_cosine", "multistep"
+    ]  # learning rate after the warm-up; the last three are set per epoch, as in released code
+    warmup_epochs: int  # epochs of linear warm-up; a group may set its own
+    warmup_from: float  # learning rate at the start of the warm-up, as a share of the base rate
+    final_lr_fraction: float  # learning rate at the end, as a share of the base rate
+    clip_norm: float  # largest gradient norm of each group; 0: no clipping
+    precision: Literal["fp32", "bf16", "fp16"]  # of the forward and backward pass
+    loss_weighting: Literal["released", "paper", "balanced", "none"]  # of the BCE, see tasks/par.py
+    selection: Literal["last_epoch", "best_val_mA"]  # which epoch's weights are kept
+    threshold: float  # probability above which an attribute counts as present
+    f1: Literal["instance", "harmonic"]  # the headline F1: mean over images, or of mean P and R
+    eval_batch_size: int  # images per forward pass in prediction
+    checkpoint_steps: int  # optimiser steps between resumable checkpoints
+
+
+@dataclass(frozen=True)
+class ProtocolFile:
+    """A protocol as read: its shared values and its per-method changes."""
+
+    name: str
+    source: str
+    values: Mapping[str, Any]
+    methods: Mapping[str, Mapping[str, Any]]
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """A YAML mapping; relative paths start at the repository's root.
+
+    Raises PedbenchError naming the file when it is missing, not YAML or not a mapping.
+    """
+    try:
+        value = yaml.safe_load((ROOT / path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise PedbenchError(f"{path}: cannot be read ({error.strerror})") from error
+    except yaml.YAMLError as error:
+        raise PedbenchError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(value, dict | None):
+        raise PedbenchError(f"{path}: a mapping of keys to values is wanted, not {value!r}")
+    return value or {}
+
+
+def check_config(config: Mapping[str, Any], source: str = "config") -> dict[str, Any]:
+    """``config`` with defaults filled in. Raises PedbenchError for the first key in error."""
+    schema = read_yaml(SCHEMA)
+    errors = sorted(Draft202012Validator(schema).iter_errors(dict(config)), key=_depth)
+    if errors:
+        raise PedbenchError(_explain(source, errors[0]))
+    defaults = {
+        key: entry["default"] for key, entry in schema["properties"].items() if "default" in entry
+    }
+    return {**defaults, **config}
+
+
+@cache
+def read_protocol(name: str) -> ProtocolFile:
+    """``config/protocols/{name}.yaml``, complete and well-typed, or a PedbenchError."""
+    known = [path.stem for path in (ROOT / "config/protocols").glob("*.yaml")]
+    if name not in known:
+        raise PedbenchError(
+            f"unknown protocol '{name}'{suggest(name, known)} (the protocols are the files of "
+            f"config/protocols/: {', '.join(sorted(known))})"
+        )
+    source = f"config/protocols/{name}.yaml"
+    values = read_yaml(source)
+    methods = _mapping(source, "methods", values.pop("methods", {}))
+    wanted = {"version": registry.Field(..., "str"), **protocol_fields()}
+    values = _checked(source, values, wanted)
+    missing = [key for key in wanted if key not in values]
+    if missing:
+        raise PedbenchError(f"{source}: '{missing[0]}' is missing; a protocol states every setting")
+    for method in methods:
+        _known_method(f"{source}: methods", method)
+    return ProtocolFile(name, source, values, {m: methods[m] or {} for m in methods})
+
+
+@cache
+def read_variants() -> Mapping[str, Mapping[str, Mapping[str, Any]]]:
+    """Method -> label -> changed values, each checked against the method's ``Params``."""
+    variants = read_yaml(VARIANTS)
+    for method, labels in variants.items():
+        _known_method(VARIANTS, method)
+        for label, changes in _mapping(VARIANTS, method, labels).items():
+            where = f"{VARIANTS}: {method}.{label}"
+            if label == DEFAULT or not str(label).replace("_", "").isalnum():
+                raise PedbenchError(
+                    f"{where}: a label is made of letters, digits and '_', and is not '{DEFAULT}'"
+                )
+            _checked(where, _mapping(VARIANTS, f"{method}.{label}", changes), settings(method))
+    return {m: {label: c or {} for label, c in labels.items()} for m, labels in variants.items()}
+
+
+def settings(method: str) -> dict[str, registry.Field]:
+    """Everything a variant of ``method`` may change: its ``Params`` and the protocol."""
+    shared, own = protocol_fields(), registry.read_params(method)
+    both = sorted(shared.keys() & own.keys())
+    if both:
+        raise PedbenchError(
+            f"methods/{method}.py: Params.{both[0]} has the name of a protocol setting; rename it"
+        )
+    return {**shared, **own}
+
+
+def protocol_fields() -> Mapping[str, registry.Field]:
+    """Type and doc line of every protocol setting; name and version are no settings."""
+    every = registry.read_dataclass(Path(__file__), "Protocol")
+    return {key: field for key, field in every.items() if key not in ("name", "version")}
+
+
+def resolve(
+    method: str,
+    label: str,
+    protocol: ProtocolFile,
+    swept: Mapping[str, Any] | None = None,
+    sweep: str = "",
+) -> dict[str, dict[str, Any]]:
+    """``{"protocol": ..., "params": ...}``: every value of a run as ``{"value", "from"}``.
+
+    ``swept`` are the values that the sweep named ``sweep`` puts on top of the variant.
+    """
+    variants = read_variants().get(method, {})
+    if label != DEFAULT and label not in variants:
+        labels = [DEFAULT, *variants]
+        raise PedbenchError(
+            f"{VARIANTS}: method '{method}' has no variant '{label}'{suggest(label, labels)} "
+            f"(it has: {', '.join(labels)})"
+        )
+    own, known = registry.read_params(method), settings(method)
+    layers = (
+        (f"methods/{method}.py", {key: field.default for key, field in own.items()}),
+        (protocol.source, {k: v for k, v in protocol.values.items() if k != "version"}),
+        (f"{protocol.source}: methods.{method}", protocol.methods.get(method, {})),
+        (f"{VARIANTS}: {method}.{label}", variants.get(label, {})),
+        (f"sweep {sweep}", swept or {}),
+    )
+    merged: dict[str, Any] = {}
+    for origin, values in layers:
+        for key, value in _checked(origin, values, known).items():
+            merged[key] = {"value": value, "from": origin}
+    return {
+        "protocol": {
+            "name": protocol.name,
+            "version": protocol.values["version"],
+            **{key: merged[key] for key in protocol_fields()},
+        },
+        "params": {key: merged[key] for key in own},
+    }
+
+
+def plain(value: Any) -> Any:
+    """``value`` with every ``{"value": v, "from": origin}`` replaced by ``v``."""
+    if not isinstance(value, Mapping):
+        return value
+    if value.keys() == {"value", "from"}:
+        return value["value"]
+    return {key: plain(entry) for key, entry in value.items()}
+
+
+def protocol_of(spec: Mapping[str, Any]) -> Protocol:
+    """The protocol of a resolved run, as the engine reads it."""
+    return Protocol(**plain(spec["protocol"]))
+
+
+def _checked(
+    origin: str, values: Mapping[str, Any], known: Mapping[str, registry.Field]
+) -> dict[str, Any]:
+    """``values`` with the types that ``known`` asks for, or an error naming origin and key."""
+    fitted = {}
+    for key, value in values.items():
+        if key not in known:
+            raise PedbenchError(
+                f"{origin}: unknown key '{key}'{suggest(str(key), known)}"
+                if suggest(str(key), known)
+                else f"{origin}: unknown key '{key}' (known: {', '.join(known)})"
+            )
+        try:
+            fitted[key] = registry.checked(known[key], value)
+        except PedbenchError as error:
+            raise PedbenchError(f"{origin}: {key}: {error}") from None
+    return fitted
+
+
+def _known_method(where: str, method: str) -> None:
+    if method not in registry.methods():
+        raise PedbenchError(
+            f"{where}: unknown method '{method}'{suggest(str(method), registry.methods())}"
+        )
+
+
+def _mapping(source: str, where: str, value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict | None):
+        raise PedbenchError(f"{source}: {where}: 'key: value' pairs are wanted, not {value!r}")
+    return value or {}
+
+
+def _depth(error: ValidationError) -> tuple[int, str]:
+    return len(error.absolute_path), str(list(error.absolute_path))
+
+
+def _explain(source: str, error: ValidationError) -> str:
+    """One line: source, key, what is wrong, and a suggestion where there is a close word."""
+    where = ".".join(str(part) for part in error.absolute_path)
+    place = f"{source}: {where}" if where else source
+    instance: Any = error.instance
+    schema: Any = error.schema
+    if error.validator == "additionalProperties":
+        known = list(schema.get("properties", {}))
+        extra = next(key for key in instance if key not in known)
+        hint = suggest(str(extra), known) or f" (known: {', '.join(known)})"
+        return f"{place}: unknown key '{extra}'{hint}"
+    if error.validator == "required":
+        missing = next(key for key in schema["required"] if key not in instance)
+        return f"{place}: '{missing}' is missing; {schema['properties'][missing]['description']}"
+    wanted = schema.get("description", "")
+    return f"{place}: {error.message}" + (f" ({wanted})" if wanted else "")

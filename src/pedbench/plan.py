@@ -1,0 +1,385 @@
+"""From a config to the runs it asks for: experiments, seeds, job batches, sweeps, comparison.
+
+Everything is checked here, before any job starts, and every message names the key to mend.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import subprocess
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pedbench import registry
+from pedbench.config import DEFAULT, ProtocolFile, check_config, plain, read_protocol, read_yaml
+from pedbench.config import resolve as resolve_values
+from pedbench.contracts import PedbenchError
+from pedbench.files import digest, write_json
+
+TINY = "tiny_clip"  # the backbone that is shipped with its weights
+TIMINGS = "config/timings.yaml"
+
+
+@dataclass(frozen=True)
+class Source:
+    """A dataset of the plan: where its files are and what it is made with."""
+
+    name: str
+    root: str
+    options: Mapping[str, Any]
+    manifest: str
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One dataset, split, method and variant; each of its seeds is a run."""
+
+    dataset: str
+    split: str
+    method: str
+    variant: str
+    seeds: tuple[int, ...]
+    folder: str
+    spec: Mapping[str, Any] = field(repr=False)  # every value with its origin
+    in_tables: bool = True  # False: only a sweep asked for it
+
+    @property
+    def key(self) -> str:
+        return f"{self.dataset}/{self.split}/{self.method}/{self.variant}"
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The seeds of one experiment that one job fits and predicts."""
+
+    experiment: Experiment
+    seeds: tuple[int, ...]
+
+    @property
+    def name(self) -> str:
+        """``0-1-2``: part of the marker's name, so that other seeds do not disturb it."""
+        return "-".join(str(seed) for seed in self.seeds)
+
+    @property
+    def marker(self) -> str:
+        return f"{self.experiment.folder}/seeds{self.name}.done.json"
+
+
+@dataclass(frozen=True)
+class Point:
+    """One value on a sweep's axis and the variant that was run with it."""
+
+    value: Any
+    variant: str
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A curve: one parameter of one method on one dataset and split."""
+
+    name: str
+    dataset: str
+    split: str
+    method: str
+    base: str  # the variant all points start from
+    parameter: str
+    points: tuple[Point, ...]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The significance test; ``baseline`` is None when the plan does not run it."""
+
+    baseline: str | None = "linear_probe/default"
+    metrics: tuple[str, ...] = ("mA", "F1")
+    alpha: float = 0.05
+    resamples: int = 2000
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A checked config. ``notes`` say, one line each, what was asked for and left out."""
+
+    config: Mapping[str, Any]
+    sources: Mapping[str, Source]
+    experiments: tuple[Experiment, ...]
+    sweeps: tuple[Sweep, ...]
+    comparison: Comparison
+    notes: tuple[str, ...]
+
+    @property
+    def results(self) -> str:
+        return self.config["results"]
+
+    @property
+    def batches(self) -> tuple[Batch, ...]:
+        """The training jobs."""
+        size = self.config["seeds_per_job"]
+        return tuple(
+            Batch(experiment, experiment.seeds[start : start + size])
+            for experiment in self.experiments
+            for start in range(0, len(experiment.seeds), size)
+        )
+
+    def experiment(self, dataset: str, split: str, method: str, variant: str) -> Experiment:
+        """The one of that name."""
+        key = f"{dataset}/{split}/{method}/{variant}"
+        return next(e for e in self.experiments if e.key == key)
+
+    @property
+    def weights_file(self) -> str | None:
+        """The backbone's checkpoint, where it is neither the shipped nor the downloaded one."""
+        backbone = self.config["backbone"]
+        rebuilt = f"{self.results}/pretrain/{TINY}.safetensors"
+        given = self.config["checkpoints"].get(backbone)
+        return rebuilt if self.config["pretrain"] and backbone == TINY else given
+
+    @property
+    def weights_inputs(self) -> tuple[str, ...]:
+        """Files whose change means other weights."""
+        shipped = f"resources/{TINY}/{TINY}"
+        if self.weights_file or self.config["backbone"] != TINY:
+            return (self.weights_file,) if self.weights_file else ()
+        return (f"{shipped}.safetensors", f"{shipped}.sha256")
+
+    def as_json(self) -> dict[str, Any]:
+        """What ``results/plan.json`` holds, for score, collect and everything after them.
+
+        ``datasets``: name -> root, manifest. ``experiments``: in table order, with ``folder``,
+        ``seeds`` and ``in_tables``. ``sweeps`` and ``comparison``: as the classes above.
+        """
+        experiments = [
+            {key: value for key, value in vars(e).items() if key != "spec"}
+            for e in self.experiments
+        ]
+        return {
+            "protocol": self.config["protocol"],
+            "backbone": self.config["backbone"],
+            "results": self.results,
+            "datasets": {name: asdict(source) for name, source in self.sources.items()},
+            "experiments": experiments,
+            "sweeps": [asdict(sweep) for sweep in self.sweeps],
+            "comparison": asdict(self.comparison),
+        }
+
+    @property
+    def digest(self) -> str:
+        return digest(self.as_json())
+
+
+def make_plan(config: Mapping[str, Any], source: str = "config") -> Plan:
+    """Check ``config`` and expand it. ``source`` names it in messages.
+
+    Raises PedbenchError for the first mistake found.
+    """
+    config = check_config(config, source)
+    protocol = read_protocol(config["protocol"])
+    places = [_place(f"{source}: datasets", entry) for entry in config["datasets"]]
+    choices = [_choice(f"{source}: methods", entry) for entry in config["methods"]]
+    _refuse_repeats(source, [f"{method}/{variant}" for method, variant in choices])
+    builder = _Builder(config, protocol)
+    for dataset, split in places:
+        for method, variant in choices:
+            builder.add(dataset, split, method, variant)
+    notes: list[str] = []
+    sweeps = []
+    for name, entry in config["sweeps"].items():
+        where = f"{source}: sweeps.{name}"
+        place, choice = _place(where, entry["dataset"]), _choice(where, entry["method"])
+        if place in places and choice in choices:
+            sweeps.append(builder.sweep(name, where, place, choice, entry))
+        else:
+            absent = entry["dataset"] if place not in places else entry["method"]
+            notes.append(f"sweep {name} left out: {absent} is not in the plan")
+    comparison = _comparison(source, config, choices, notes)
+    return Plan(
+        config,
+        {name: _source(source, config, name) for name in dict.fromkeys(d for d, _ in places)},
+        tuple(builder.experiments),
+        tuple(sweeps),
+        comparison,
+        tuple(notes),
+    )
+
+
+def write_plan(config: Mapping[str, Any], out: Path) -> None:
+    """Write ``results/plan.json``."""
+    write_json(out, make_plan(config).as_json())
+
+
+def estimate(plan: Plan, cores: int, done: bool = True) -> float:
+    """Minutes that the jobs without a marker (``done``: all others count as finished) will take."""
+    timings = read_yaml(TIMINGS)
+    open_batches = [b for b in plan.batches if not (done and Path(b.marker).exists())]
+    slots = max(1, cores // plan.config["threads_per_job"])
+    seconds = sum(_seconds(plan, batch, timings) for batch in open_batches)
+    return (seconds / min(slots, max(1, len(open_batches))) + timings["seconds_of_the_rest"]) / 60
+
+
+def describe(plan: Plan, cores: int) -> str:
+    """The announcement before a start: what runs, how long it takes, what was left out."""
+    runs = sum(len(experiment.seeds) for experiment in plan.experiments)
+    todo = [batch for batch in plan.batches if not Path(batch.marker).exists()]
+    minutes = math.ceil(estimate(plan, cores))
+    lines = [
+        f"pedbench: protocol {plan.config['protocol']}, backbone {plan.config['backbone']}, "
+        f"{len(plan.experiments)} experiments, {runs} runs in {len(plan.batches)} jobs",
+        f"pedbench: {len(todo)} jobs to train, about {minutes} min on {cores} cores"
+        if todo
+        else "pedbench: every run is finished",
+        *(f"pedbench: {note}" for note in plan.notes),
+    ]
+    return "\n".join(lines)
+
+
+def visible_gpus() -> int:
+    """Devices that jobs may use here, counted without importing torch."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return sum(device.strip() not in ("", "-1") for device in visible.split(","))
+    try:
+        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return 0
+    return sum(line.startswith("GPU ") for line in listed.stdout.splitlines())
+
+
+class _Builder:
+    """Collects experiments; one with the same values as an earlier one is not run twice."""
+
+    def __init__(self, config: Mapping[str, Any], protocol: ProtocolFile) -> None:
+        self.config, self.protocol = config, protocol
+        self.experiments: list[Experiment] = []
+
+    def add(self, dataset: str, split: str, method: str, variant: str) -> None:
+        values = resolve_values(method, variant, self.protocol)
+        self._append(dataset, split, method, variant, values, in_tables=True)
+
+    def sweep(
+        self,
+        name: str,
+        where: str,
+        place: tuple[str, str],
+        choice: tuple[str, str],
+        entry: Mapping[str, Any],
+    ) -> Sweep:
+        (method, base), parameter = choice, entry["parameter"]
+        points = []
+        for value in entry["values"]:
+            try:
+                values = resolve_values(method, base, self.protocol, {parameter: value}, name)
+            except PedbenchError as error:
+                reason = str(error).removeprefix(f"sweep {name}: ")
+                raise PedbenchError(f"{where}: {reason}") from None
+            same = self._same(*place, method, values)
+            variant = same.variant if same else f"{base}-{parameter}{value}"
+            if same is None:
+                self._append(*place, method, variant, values, in_tables=False)
+            points.append(Point(value, variant))
+        return Sweep(name, *place, method, base, parameter, tuple(points))
+
+    def _same(self, dataset: str, split: str, method: str, values: Any) -> Experiment | None:
+        """The experiment that already runs these values, whatever their origin."""
+        place = (dataset, split, method)
+        for other in self.experiments:
+            here = (other.dataset, other.split, other.method) == place
+            if here and plain({part: other.spec[part] for part in values}) == plain(values):
+                return other
+        return None
+
+    def _append(
+        self, dataset: str, split: str, method: str, variant: str, values: Any, in_tables: bool
+    ) -> None:
+        key = {"dataset": dataset, "split": split, "method": method, "variant": variant}
+        spec = {**key, "backbone": self.config["backbone"], **values}
+        seeds = tuple(self.config["seeds"]) if registry.trains(method) else (0,)
+        folder = "/".join((self.config["results"], "runs", *key.values()))
+        self.experiments.append(
+            Experiment(**key, seeds=seeds, folder=folder, spec=spec, in_tables=in_tables)
+        )
+
+
+def _place(where: str, entry: str) -> tuple[str, str]:
+    """``dataset/split``, both known."""
+    dataset, _, split = entry.partition("/")
+    try:
+        splits = registry.load_dataset(dataset).SPEC.splits
+    except PedbenchError as error:
+        raise PedbenchError(f"{where}: {error}") from None
+    if split not in splits:
+        raise PedbenchError(
+            f"{where}: {dataset} has no split '{split}'{registry.suggest(split, splits)} "
+            f"(it has: {', '.join(splits)})"
+        )
+    return dataset, split
+
+
+def _choice(where: str, entry: str) -> tuple[str, str]:
+    """``method/variant``; the method is known, `resolve` knows the variants."""
+    method, _, variant = entry.partition("/")
+    try:
+        registry.source_path("method", method)
+    except PedbenchError as error:
+        raise PedbenchError(f"{where}: {error}") from None
+    return method, variant or DEFAULT
+
+
+def _refuse_repeats(source: str, entries: list[str]) -> None:
+    for entry in entries:
+        if entries.count(entry) > 1:
+            raise PedbenchError(f"{source}: methods: '{entry}' is there twice; delete one of them")
+
+
+def _comparison(
+    source: str, config: Mapping[str, Any], choices: list[tuple[str, str]], notes: list[str]
+) -> Comparison:
+    entries = dict(config["comparison"])
+    wanted = entries.pop("baseline", "linear_probe")
+    choice = _choice(f"{source}: comparison.baseline", wanted)
+    if choice not in choices:
+        notes.append(f"no significance tests: their baseline {wanted} is not in the plan")
+    entries["metrics"] = tuple(entries.get("metrics", Comparison.metrics))
+    return Comparison(baseline="/".join(choice) if choice in choices else None, **entries)
+
+
+def _source(source: str, config: Mapping[str, Any], name: str) -> Source:
+    results, given = config["results"], os.environ.get(f"PEDBENCH_ROOT_{name.upper()}")
+    root = config["roots"].get(name, given)
+    dataset = registry.load_dataset(name)
+    generated = type(dataset).generate is not registry.BaseDataset.generate
+    if root is None and not generated:
+        raise PedbenchError(
+            f"{source}: roots: {name} ({dataset.SPEC.title}) must be obtained first "
+            f"({dataset.SPEC.licence}); then name its folder, roots: {{{name}: /path/to/it}}, or "
+            f"set PEDBENCH_ROOT_{name.upper()}"
+        )
+    options = config["dataset_options"].get(name, {})
+    try:
+        dataset.expected(options)
+    except PedbenchError as error:
+        raise PedbenchError(f"{source}: {name}: {error}") from None
+    manifest = f"{results}/manifests/{name}.parquet"
+    return Source(name, root or f"{results}/data/{name}", options, manifest)
+
+
+def _seconds(plan: Plan, batch: Batch, timings: Mapping[str, Any]) -> float:
+    experiment, rates = batch.experiment, timings["images_per_second"]
+    if not registry.trains(experiment.method):
+        return timings["seconds_per_job"]
+    options = plan.sources[experiment.dataset].options
+    counts = registry.load_dataset(experiment.dataset).expected(options)
+    images = counts.get(experiment.split, {}).get("train", 0)
+    epochs = plain(experiment.spec["protocol"])["epochs"]
+    rate = rates.get(experiment.method, rates["other"])
+    return timings["seconds_per_job"] + len(batch.seeds) * epochs * images / rate
+
+
+def runs_of(document: Mapping[str, Any]) -> Iterator[tuple[Mapping[str, Any], int, Path]]:
+    """Experiment, seed and folder of every run in the contents of a ``plan.json``."""
+    for experiment in document["experiments"]:
+        for seed in experiment["seeds"]:
+            yield experiment, seed, Path(experiment["folder"]) / f"seed{seed}"

@@ -1,0 +1,243 @@
+"""From a name to its plug-in: files of ``methods/`` and ``datasets/`` are the only list.
+
+What the planner needs (names, hyperparameters, one-line summaries) is read from the source by
+``ast``, so that planning, ``pedbench --help`` and ``pedbench list`` import no torch and run no
+plug-in.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import importlib
+import io
+import re
+import tokenize
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+from pedbench.contracts import BaseDataset, BaseMethod, PedbenchError
+
+Kind = Literal["method", "dataset"]
+
+_PACKAGE = Path(__file__).resolve().parent
+_NAME = re.compile(r"[a-z][a-z0-9_]*")
+
+
+@dataclass(frozen=True)
+class Field:
+    """One hyperparameter: its default, its annotation as written, and its comment."""
+
+    default: Any
+    annotation: str
+    doc: str = ""
+
+
+def methods() -> tuple[str, ...]:
+    """Names of all methods: the files of ``methods/``, sorted."""
+    return _names("method")
+
+
+def datasets() -> tuple[str, ...]:
+    """Names of all datasets: the files of ``datasets/``, sorted."""
+    return _names("dataset")
+
+
+def source_path(kind: Kind, name: str) -> Path:
+    """The file of a plug-in. Raises PedbenchError, with close names, if there is none."""
+    known = _names(kind)
+    if name not in known:
+        raise PedbenchError(
+            f"unknown {kind} '{name}'{suggest(name, known)} "
+            f"(the {kind}s are the files of {kind}s/: {', '.join(known) or 'none yet'})"
+        )
+    return _folder(kind) / f"{name}.py"
+
+
+def summary(kind: Kind, name: str) -> str:
+    """First line of the plug-in's docstring."""
+    docstring = ast.get_docstring(_module(source_path(kind, name))) or ""
+    return docstring.partition("\n")[0].rstrip(".")
+
+
+def read_params(name: str) -> dict[str, Field]:
+    """The hyperparameters of method ``name``: the fields of its ``Params``, unexecuted."""
+    return dict(read_dataclass(source_path("method", name), "Params"))
+
+
+def trains(name: str) -> bool:
+    """The class attribute ``Method.trains``: False for a method that learns nothing."""
+    path = source_path("method", name)
+    for node in _class(path, "Method").body:
+        if isinstance(node, ast.Assign | ast.AnnAssign):
+            target = node.targets[0] if isinstance(node, ast.Assign) else node.target
+            if isinstance(target, ast.Name) and target.id == "trains" and node.value:
+                return bool(_literal(path, "Method.trains", node.value))
+    return True
+
+
+def load_method(name: str) -> type[BaseMethod[Any]]:
+    """Import method ``name``; make it with ``load_method(name)(load_params(name, values))``."""
+    return _import("method", name).Method
+
+
+def load_params(name: str, values: Mapping[str, Any]) -> Any:
+    """The ``Params`` of method ``name`` with ``values``, and its defaults elsewhere."""
+    fields = read_params(name)
+    unknown = [key for key in values if key not in fields]
+    if unknown:
+        raise PedbenchError(f"{name}: unknown key '{unknown[0]}'{suggest(unknown[0], fields)}")
+    tuples = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    return _import("method", name).Params(**tuples)
+
+
+def load_dataset(name: str) -> BaseDataset:
+    """Import dataset ``name`` and make it."""
+    return _import("dataset", name).Dataset()
+
+
+@cache
+def read_dataclass(path: Path, name: str) -> Mapping[str, Field]:
+    """Fields of the dataclass ``name`` in ``path``, in order, from the source text alone.
+
+    A field's doc is the comment on its line. Its default must be a literal; a field without
+    one gets ``...``. Raises PedbenchError when the class or a literal default is missing.
+    """
+    comments = _comments(path)
+    return {
+        node.target.id: Field(
+            default=_literal(path, f"{name}.{node.target.id}", node.value) if node.value else ...,
+            annotation=ast.unparse(node.annotation),
+            doc=comments.get(node.end_lineno or 0) or comments.get(node.lineno, ""),
+        )
+        for node in _class(path, name).body
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
+        if not ast.unparse(node.annotation).startswith("ClassVar")
+    }
+
+
+def checked(field: Field, value: Any) -> Any:
+    """``value`` as the field's type wants it: lists for tuples, floats for whole numbers.
+
+    YAML reads ``1e-3`` as text, so text that is a number is taken for one where a float is
+    wanted. Raises PedbenchError (without naming the key: the caller knows where it is).
+    """
+    accepted = _accept(ast.parse(field.annotation, mode="eval").body, value)
+    if accepted is _REFUSED:
+        literal = re.fullmatch(r"Literal\[(.*)\]", field.annotation)
+        wanted = f"one of {literal[1]}" if literal else field.annotation
+        hint = suggest(str(value), re.findall(r"'([^']*)'", field.annotation)) if literal else ""
+        raise PedbenchError(f"{value!r} is not {wanted}{hint}")
+    return accepted
+
+
+def suggest(word: str, known: Iterable[str]) -> str:
+    """``"; did you mean 'x'?"`` when a known word is close, else the empty string."""
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f"; did you mean '{close[0]}'?" if close else ""
+
+
+_REFUSED = object()
+
+
+def _accept(kind: ast.expr, value: Any) -> Any:
+    """``value`` fitted to the annotation ``kind``, or ``_REFUSED``."""
+    match kind:
+        case ast.BinOp(left=left, op=ast.BitOr(), right=right):
+            first = _accept(left, value)
+            return first if first is not _REFUSED else _accept(right, value)
+        case ast.Constant(value=None):
+            return value if value is None else _REFUSED
+        case ast.Subscript(value=ast.Name(id="Literal"), slice=choices):
+            return value if value in _constants(choices) else _REFUSED
+        case ast.Subscript(value=ast.Name(id="tuple"), slice=ast.Tuple(elts=elements)):
+            return _accept_tuple(elements, value)
+        case ast.Name(id="float"):
+            return _accept_float(value)
+        case ast.Name(id="int"):
+            return value if type(value) is int else _REFUSED
+        case ast.Name(id="bool"):
+            return value if type(value) is bool else _REFUSED
+        case ast.Name(id="str"):
+            return value if type(value) is str else _REFUSED
+    raise PedbenchError(f"the type {ast.unparse(kind)} is not one a hyperparameter can have")
+
+
+def _accept_float(value: Any) -> Any:
+    if type(value) not in (int, float, str):
+        return _REFUSED
+    try:
+        return float(value)
+    except ValueError:
+        return _REFUSED
+
+
+def _accept_tuple(elements: list[ast.expr], value: Any) -> Any:
+    if not isinstance(value, list | tuple):
+        return _REFUSED
+    if isinstance(elements[-1], ast.Constant) and elements[-1].value is ...:
+        elements = elements[:1] * len(value)
+    fitted = [_accept(kind, entry) for kind, entry in zip(elements, value, strict=False)]
+    refused = len(elements) != len(value) or any(entry is _REFUSED for entry in fitted)
+    return _REFUSED if refused else fitted
+
+
+def _constants(node: ast.expr) -> tuple[Any, ...]:
+    value = ast.literal_eval(node)
+    return value if isinstance(value, tuple) else (value,)
+
+
+def _folder(kind: Kind) -> Path:
+    return _PACKAGE / f"{kind}s"
+
+
+def _names(kind: Kind) -> tuple[str, ...]:
+    return tuple(sorted(p.stem for p in _folder(kind).glob("*.py") if _NAME.fullmatch(p.stem)))
+
+
+def _import(kind: Kind, name: str) -> Any:
+    path = source_path(kind, name)
+    module = importlib.import_module(f"pedbench.{kind}s.{name}")
+    for required in ("Method", "Params") if kind == "method" else ("Dataset",):
+        if not hasattr(module, required):
+            raise PedbenchError(f"{_shown(path)}: no class {required} in it")
+    return module
+
+
+@cache
+def _module(path: Path) -> ast.Module:
+    try:
+        return ast.parse(path.read_text(encoding="utf-8"))
+    except SyntaxError as error:
+        raise PedbenchError(f"{_shown(path)}: line {error.lineno}: {error.msg}") from error
+
+
+def _class(path: Path, name: str) -> ast.ClassDef:
+    for node in _module(path).body:
+        if isinstance(node, ast.ClassDef) and node.name == name:
+            return node
+    raise PedbenchError(f"{_shown(path)}: no class {name} in it")
+
+
+def _literal(path: Path, name: str, node: ast.expr) -> Any:
+    try:
+        return ast.literal_eval(node)
+    except ValueError:
+        raise PedbenchError(
+            f"{_shown(path)}: line {node.lineno}: {name} must be a literal, not "
+            f"'{ast.unparse(node)}', so that it can be read without running the file"
+        ) from None
+
+
+def _comments(path: Path) -> dict[int, str]:
+    """Line number -> text of the comment at its end."""
+    tokens = tokenize.generate_tokens(io.StringIO(path.read_text(encoding="utf-8")).readline)
+    return {t.start[0]: t.string.lstrip("# ") for t in tokens if t.type == tokenize.COMMENT}
+
+
+def _shown(path: Path) -> str:
+    """``methods/lora.py``: the path as a user knows it."""
+    return f"{path.parent.name}/{path.name}"

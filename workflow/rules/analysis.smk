@@ -1,0 +1,90 @@
+# From all runs to tables: one job each, none of them imports torch.
+
+
+rule score:
+    input:
+        plan=f"{RESULTS}/plan.json",
+        manifests=[source.manifest for source in PLAN.sources.values()],
+        runs=[batch.marker for batch in PLAN.batches],
+    output:
+        f"{RESULTS}/scored.json",
+    log:
+        f"{RESULTS}/logs/score.log",
+    conda:
+        "pedbench"
+    shell:
+        "pedbench score --plan {input.plan} --out {output} > {log} 2>&1"
+
+
+rule collect:
+    input:
+        plan=f"{RESULTS}/plan.json",
+        scores=f"{RESULTS}/scored.json",
+    output:
+        f"{RESULTS}/long.parquet",
+    log:
+        f"{RESULTS}/logs/collect.log",
+    conda:
+        "pedbench"
+    shell:
+        "pedbench collect --plan {input.plan} --out {output} > {log} 2>&1"
+
+
+rule compare:
+    input:
+        plan=f"{RESULTS}/plan.json",
+        long=f"{RESULTS}/long.parquet",
+    output:
+        directory(f"{RESULTS}/stats"),
+    log:
+        f"{RESULTS}/logs/compare.log",
+    conda:
+        "pedbench"
+    shell:
+        "pedbench compare --plan {input.plan} --long {input.long} --out {output} > {log} 2>&1"
+
+
+rule figures:
+    input:
+        plan=f"{RESULTS}/plan.json",
+        long=f"{RESULTS}/long.parquet",
+    output:
+        directory(f"{RESULTS}/figures"),
+    log:
+        f"{RESULTS}/logs/figures.log",
+    conda:
+        "pedbench"
+    shell:
+        "pedbench figures --plan {input.plan} --long {input.long} --out {output} > {log} 2>&1"
+
+
+rule track:
+    input:
+        plan=f"{RESULTS}/plan.json",
+        long=f"{RESULTS}/long.parquet",
+    output:
+        f"{RESULTS}/mlflow.json",
+    log:
+        f"{RESULTS}/logs/track.log",
+    conda:
+        "pedbench"
+    shell:
+        "pedbench track --plan {input.plan} --out {output} > {log} 2>&1"
+
+
+rule tables:
+    input:
+        plan=f"{RESULTS}/plan.json",
+        long=f"{RESULTS}/long.parquet",
+        stats=f"{RESULTS}/stats",
+        figures=f"{RESULTS}/figures",
+        track=f"{RESULTS}/mlflow.json",
+    output:
+        directory(f"{RESULTS}/tables"),
+    log:
+        f"{RESULTS}/logs/tables.log",
+    conda:
+        "pedbench"
+    shell:
+        "pedbench tables --plan {input.plan} --long {input.long} --stats {input.stats}"
+        " --out {output} > {log} 2>&1"

@@ -1,0 +1,47 @@
+# Inputs of all runs: the plan as a file, datasets as manifests, weights with their checksum.
+
+
+rule plan:
+    output:
+        f"{RESULTS}/plan.json",
+    log:
+        f"{RESULTS}/logs/plan.log",
+    conda:
+        "pedbench"
+    params:
+        config=json.dumps(PLAN.config, sort_keys=True),
+        digest=PLAN.digest,
+    shell:
+        "pedbench plan --config {params.config:q} --out {output} > {log} 2>&1"
+
+
+rule manifest:
+    input:
+        "datasets/{dataset}.py",
+    output:
+        f"{RESULTS}/manifests/{{dataset}}.parquet",
+    log:
+        f"{RESULTS}/logs/manifest/{{dataset}}.log",
+    conda:
+        "pedbench"
+    params:
+        root=lambda wildcards: PLAN.sources[wildcards.dataset].root,
+        options=lambda wildcards: json.dumps(PLAN.sources[wildcards.dataset].options),
+    shell:
+        "pedbench manifest {wildcards.dataset} --root {params.root:q}"
+        " --options {params.options:q} --out {output} > {log} 2>&1"
+
+
+rule weights:
+    input:
+        PLAN.weights_inputs,
+    output:
+        f"{RESULTS}/weights/{{backbone}}.json",
+    log:
+        f"{RESULTS}/logs/weights/{{backbone}}.log",
+    conda:
+        "pedbench"
+    params:
+        file=f"--file {PLAN.weights_file}" if PLAN.weights_file else "",
+    shell:
+        "pedbench weights {wildcards.backbone} {params.file} --out {output} > {log} 2>&1"

@@ -1,0 +1,17 @@
+# The tiny CLIP from scratch. Upstream of the tables only if the config says `pretrain: true`.
+
+
+rule pretrain:
+    input:
+        "config/pretrain.yaml",
+    output:
+        f"{RESULTS}/pretrain/tiny_clip.safetensors",
+    log:
+        f"{RESULTS}/logs/pretrain.log",
+    conda:
+        "pedbench"
+    threads: 2
+    params:
+        out=subpath(output[0], parent=True),
+    shell:
+        "pedbench pretrain --recipe {input} --out {params.out} > {log} 2>&1"

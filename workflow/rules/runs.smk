@@ -1,0 +1,41 @@
+# One job fits and predicts the seeds of one dataset, split, method and variant. It declares only
+# its marker: Snakemake deletes the declared outputs of a failed job, and finished seeds are kept.
+
+
+rule resolve:
+    output:
+        f"{RUN}/config.json",
+    log:
+        f"{RESULTS}/logs/resolve/{{dataset}}/{{split}}/{{method}}/{{variant}}.log",
+    conda:
+        "pedbench"
+    params:
+        spec=lambda wildcards: json.dumps(
+            PLAN.experiment(**wildcards).spec, sort_keys=True
+        ),
+    shell:
+        "pedbench resolve --spec {params.spec:q} --out {output} > {log} 2>&1"
+
+
+rule train:
+    input:
+        config=f"{RUN}/config.json",
+        manifest=f"{RESULTS}/manifests/{{dataset}}.parquet",
+        weights=f"{RESULTS}/weights/{PLAN.config['backbone']}.json",
+        method="methods/{method}.py",
+    output:
+        f"{RUN}/seeds{{seeds}}.done.json",
+    log:
+        f"{RESULTS}/logs/train/{{dataset}}/{{split}}/{{method}}/{{variant}}/{{seeds}}.log",
+    conda:
+        "pedbench"
+    threads: PLAN.config["threads_per_job"]
+    resources:
+        gpu=min(1, GPUS),
+    params:
+        seeds=lambda wildcards: wildcards.seeds.replace("-", " "),
+        threads=PLAN.config["threads_per_job"],
+    shell:
+        "pedbench train --config {input.config} --manifest {input.manifest}"
+        " --weights {input.weights} --seeds {params.seeds} --threads {params.threads}"
+        " --out {output} > {log} 2>&1"
