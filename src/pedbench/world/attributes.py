@@ -50,7 +50,9 @@ INDEX = {name: i for i, name in enumerate(NAMES)}
 
 # Pre-training captions never name these: only adaptation to a dataset can teach them.
 UNNAMED = ("muffler", "plaid", "logo", "shoulder bag", "boots", "sneakers", "sandals")
-COLOURED = tuple(name for name in NAMES if name.split()[-1] in ("shirt", "trousers") and " " in name)
+COLOURED = tuple(
+    name for name in NAMES if name.split()[-1] in ("shirt", "trousers") and " " in name
+)
 
 
 def _draw(p: np.ndarray | float, n: int, rng: np.random.Generator) -> np.ndarray:
@@ -122,7 +124,9 @@ def sample_labels(n: int, rng: np.random.Generator) -> np.ndarray:
         "handbag": when(child, 0.02, when(female, 0.28, 0.04)),
     }
     bag = _choose(bags, n, rng)
-    load = _choose({"box": when(bag == "", 0.06, 0.01), "phone": when(age == "", 0.11, 0.03)}, n, rng)
+    load = _choose(
+        {"box": when(bag == "", 0.06, 0.01), "phone": when(age == "", 0.11, 0.03)}, n, rng
+    )
     has |= {name: shoe == name for name in feet} | {name: bag == name for name in bags}
     has |= {name: load == name for name in ("box", "phone")}
     return np.stack([has[name] for name in NAMES], axis=1).astype(np.int8)

@@ -28,13 +28,16 @@ from pedbench.contracts import (
 )
 from pedbench.world.attributes import ATTRIBUTES, INDEX, NAMES
 from pedbench.world.domains import Domain
-from pedbench.world.render import SHOE, render, sample_people
+from pedbench.world.render import PARTS, render, sample_people
 
 DEFAULTS: Mapping[str, int] = {"seed": 0, "identities": 400, "images_per_identity": 10}
 SPLITS = ("standard", "zero_shot")
 SUBSETS: tuple[Subset, ...] = ("train", "val", "test")
 _SHARES = (0.50, 0.15, 0.35)
-_FOOTWEAR = tuple(INDEX[a.name] for a in ATTRIBUTES if a.region == "feet")
+_TOLD_BY = {  # nobody can tell these attributes where the part is not in the picture
+    "shoe": ("boots", "sneakers", "sandals"),
+    "face": ("glasses", "beard"),
+}
 _FILES = {"images", "labels.csv", "splits.csv", "world.json"}
 _SHUFFLES = 64  # partitions of the identities among which the most even one is taken
 
@@ -59,9 +62,11 @@ class SyntheticDataset(BaseDataset):
     DOMAIN: ClassVar[Domain]
 
     def generate(self, root: Path, options: Mapping[str, Any]) -> None:
-        """Render the world to ``root``, replacing an earlier one; a killed call leaves nothing
-        there. Raises PedbenchError on bad options and when ``root`` holds anything else."""
+        """Render the world to ``root``, replacing one of other options; a killed call leaves
+        nothing there. Raises PedbenchError on bad options and when ``root`` holds anything else."""
         chosen = _checked(options)
+        if _is_made(root, {"domain": self.DOMAIN.name, **chosen}):
+            return
         _check_replaceable(root)
         partial = root.with_name(f".{root.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)
@@ -88,8 +93,9 @@ class SyntheticDataset(BaseDataset):
 
         columns = [INDEX[name] for name in self.DOMAIN.attributes]
         labels = people.labels[who]
-        barefoot = ~parts[:, SHOE].any(axis=(1, 2))
-        labels[np.ix_(barefoot, _FOOTWEAR)] = UNKNOWN
+        for part, told in _TOLD_BY.items():
+            hidden = np.flatnonzero(~parts[:, PARTS.index(part)].any(axis=(1, 2)))
+            labels[hidden[:, None], [INDEX[name] for name in told]] = UNKNOWN
         subsets = (
             _divide(split_rng.permutation(len(who))),
             _divide(_even_order(people.labels[:, columns], split_rng))[who],
@@ -163,6 +169,12 @@ def _checked(options: Mapping[str, Any]) -> dict[str, int]:
                 f"dataset_options: {key} is {value!r}; use a whole number of at least {least}"
             )
     return {**DEFAULTS, **options}
+
+
+def _is_made(root: Path, world: Mapping[str, Any]) -> bool:
+    """Whether ``root`` holds this very world; ``world.json`` is written last."""
+    path = root / "world.json"
+    return path.is_file() and json.loads(path.read_text(encoding="utf-8")) == world
 
 
 def _check_replaceable(root: Path) -> None:

@@ -6,6 +6,7 @@ All knobs of difficulty are here. A range ``(low, high)`` is drawn uniformly per
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from pedbench.world.attributes import NAMES
 
@@ -60,7 +61,7 @@ PRETRAIN = Domain(
     ),
 )
 
-_HARD = {
+_HARD: dict[str, Any] = {
     "contrast": (0.55, 1.0),
     "gamma": (0.7, 1.5),
     "noise": (0.015, 0.05),
@@ -69,6 +70,7 @@ _HARD = {
     "scale": (0.84, 1.02),
     "side_light": (-0.4, 0.4),
     "clutter": 0.18,
+    "back": 0.08,
 }
 TARGET_A = Domain(
     "synthetic_a",
@@ -83,7 +85,7 @@ TARGET_A = Domain(
     _all_but("beard", "red shirt", "white shirt", "blue trousers"),
 )
 
-_MILD = {
+_MILD: dict[str, Any] = {
     "contrast": (0.6, 1.0),
     "gamma": (0.8, 1.35),
     "noise": (0.01, 0.035),
@@ -91,6 +93,7 @@ _MILD = {
     "occlusion": (0.05, 0.18),
     "scale": (0.88, 1.02),
     "clutter": 0.14,
+    "back": 0.08,
 }
 TARGET_B = Domain(
     "synthetic_b",

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from pedbench.world.attributes import INDEX, sample_labels
-from pedbench.world.domains import Camera, Domain
+from pedbench.world.domains import Domain
 
 PATCH = 8  # pixels; side of the squares in which ``render`` reports visible parts
 PARTS = (
@@ -26,9 +27,7 @@ _PART = {name: i for i, name in enumerate(PARTS)}
 _NOTHING = len(PARTS)  # owner of background pixels and of parts that have no name
 _MIN_PIXELS = 3  # a part is visible in a patch from this many pixels of a 64 high picture on
 
-SHOE = _PART["shoe"]
-
-# Ten looks that a person keeps from picture to picture.
+# Ten colours that a person keeps from picture to picture.
 _LOOKS = ("skin", "hair", "shirt", "print", "jacket", "lower", "shoe", "bag", "hat", "muffler")
 _TRAITS = ("build", "height", "phase", "period")
 _SHOT = (  # per-picture random numbers, all uniform in [0, 1)
@@ -51,7 +50,9 @@ class People:
         return len(self.labels)
 
 
-def _pick(colours: list[tuple[float, float, float]], n: int, rng: np.random.Generator) -> np.ndarray:
+def _pick(
+    colours: list[tuple[float, float, float]], n: int, rng: np.random.Generator
+) -> np.ndarray:
     return np.array(colours)[rng.integers(len(colours), size=n)]
 
 
@@ -139,7 +140,11 @@ def render(
     return images, parts
 
 
-Number = float | np.ndarray  # one for all pictures, or one each: shape (n,)
+Array = np.ndarray
+Number = float | Array  # one for all pictures, or one each: shape (n,)
+Show = Array | None  # in which pictures, bool (n,); None: in all
+Part = str | Array | None  # a name of PARTS, numbers (n,), or nothing that has a name
+Print = Callable[[Array, Array, Any], tuple[Array, Array]]
 
 
 class _Scene:
@@ -204,15 +209,17 @@ class _Scene:
 
     def _fill(
         self,
-        show: np.ndarray | None,
-        part: str | np.ndarray | None,
-        colour: np.ndarray,
+        show: Show,
+        part: Part,
+        colour: Array,
         span: tuple[float, float],
-        distance: Callable[..., tuple[np.ndarray, np.ndarray]],
+        distance: Callable[..., tuple[Array, Array]],
         numbers: tuple[Number, ...],
-        print_: Callable[..., tuple[np.ndarray, np.ndarray]] | None = None,
+        print_: Print | None = None,
     ) -> None:
-        """Paint where ``distance`` (body units, negative inside) is small; darken the rim."""
+        """Paint from height ``span[0]`` to ``span[1]`` where the first result of
+        ``distance(x, y, *numbers)`` (body units) is negative; the second, 0 in the middle and 1
+        at the rim, darkens. ``print_`` gives the share of a second colour, and that colour."""
         on = slice(None) if show is None else np.flatnonzero(show)
         y = self.y[on]
         if not len(y):
@@ -236,11 +243,23 @@ class _Scene:
         owner = np.broadcast_to(name, self.n)[on][:, None, None]
         self.owner[on, rows] = np.where(alpha > 0.5, owner, self.owner[on, rows])
 
-    def box(self, show, part, colour, y0: Number, y1: Number, x0: Number, x1: Number,
-            w0: Number, w1: Number, print_=None) -> None:  # fmt: skip
+    def box(
+        self,
+        show: Show,
+        part: Part,
+        colour: np.ndarray,
+        y0: Number,
+        y1: Number,
+        x0: Number,
+        x1: Number,
+        w0: Number,
+        w1: Number,
+        print_: Print | None = None,
+    ) -> None:
         """A tapered box: from height y0 to y1, its middle goes x0 to x1, half width w0 to w1."""
 
-        def distance(x, y, y0, y1, x0, x1, w0, w1):
+        def distance(x: Array, y: Array, *numbers: Array) -> tuple[Array, Array]:
+            y0, y1, x0, x1, w0, w1 = numbers
             t = ((y - y0) / (y1 - y0)).clip(0, 1)
             wide = w0 + (w1 - w0) * t
             off = np.abs(x - (x0 + (x1 - x0) * t))
@@ -249,8 +268,18 @@ class _Scene:
         span = (float(np.min(y0)), float(np.max(y1)))
         self._fill(show, part, colour, span, distance, (y0, y1, x0, x1, w0, w1), print_)
 
-    def ellipse(self, show, part, colour, x: Number, y: Number, rx: Number, ry: Number) -> None:
-        def distance(px, py, x, y, rx, ry):
+    def ellipse(
+        self,
+        show: Show,
+        part: Part,
+        colour: np.ndarray,
+        x: Number,
+        y: Number,
+        rx: Number,
+        ry: Number,
+    ) -> None:
+        def distance(px: Array, py: Array, *numbers: Array) -> tuple[Array, Array]:
+            x, y, rx, ry = numbers
             r2 = ((px - x) / rx) ** 2 + ((py - y) / ry) ** 2
             return (np.sqrt(r2) - 1) * np.minimum(rx, ry), r2
 
@@ -304,8 +333,17 @@ class _Scene:
             hip = 0.052 * leg
             bare = ~trousers
             self.box(bare, "bare leg", skin * shade, 0.58, 0.955 - lift, hip, foot, 0.040, 0.027)
-            self.box(~skirt, cloth, lower * shade, 0.56, hem - lift, hip, foot * hem / 0.94,
-                     0.058, np.where(shorts, 0.062, 0.040))  # fmt: skip
+            self.box(
+                ~skirt,
+                cloth,
+                lower * shade,
+                0.56,
+                hem - lift,
+                hip,
+                foot * hem / 0.94,
+                0.058,
+                np.where(shorts, 0.062, 0.040),
+            )
             top = np.where(sneakers | sandals, 0.935, 0.945) - lift
             self.box(boots, "shoe", shoe, 0.82 - lift, 0.97 - lift, foot, foot, 0.056, 0.052)
             sole = foot + leg * 0.014 + 0.03 * self.turn
@@ -317,7 +355,7 @@ class _Scene:
             self.box(sandals, "shoe", shoe * 0.5, 0.95 - lift, 0.965 - lift, sole, sole, 0.06, 0.06)
         self.box(skirt, "skirt", lower, 0.55, 0.77, 0, 0, 0.095, 0.155)
 
-    def _pattern(self, x: np.ndarray, y: np.ndarray, on) -> tuple[np.ndarray, np.ndarray]:
+    def _pattern(self, x: np.ndarray, y: np.ndarray, on: Any) -> tuple[np.ndarray, np.ndarray]:
         """Stripes, plaid and logo of the shirt as shares of its second colour."""
         phase, period = (self.trait[k][on][:, None, None] for k in ("phase", "period"))
         stripes, plaid, logo = (
@@ -347,8 +385,17 @@ class _Scene:
         self.box(None, None, shirt * 0.45, 0.572, 0.585, 0, 0, waist, waist)
         for edge in (-1.0, 1.0):
             lapel = coat & ~self.behind
-            self.box(lapel, "jacket", jacket, 0.285, 0.63, edge * 0.088 * build,
-                     edge * 0.092 * build, 0.050 * build, 0.050 * build)  # fmt: skip
+            self.box(
+                lapel,
+                "jacket",
+                jacket,
+                0.285,
+                0.63,
+                edge * 0.088 * build,
+                edge * 0.092 * build,
+                0.050 * build,
+                0.050 * build,
+            )
         self.box(coat & self.behind, "jacket", jacket, 0.285, 0.63, 0, 0, shoulder, 1.12 * waist)
 
         loaded = self.has("box")
@@ -397,13 +444,23 @@ class _Scene:
             self.ellipse(facing, None, np.array([0.12, 0.10, 0.10]), at, 0.166, 0.014, 0.014)
             self.ellipse(glasses, "glasses", np.array([0.05, 0.05, 0.06]), at, 0.166, 0.040, 0.032)
             self.ellipse(glasses, "glasses", np.array([0.45, 0.55, 0.62]), at, 0.166, 0.018, 0.013)
-        self.box(glasses, "glasses", np.array([0.05, 0.05, 0.06]), 0.152, 0.166, face, face,
-                 0.098, 0.098)  # fmt: skip
+        self.box(
+            glasses, "glasses", np.array([0.05, 0.05, 0.06]), 0.152, 0.166, face, face, 0.098, 0.098
+        )
         long = self.has("long hair")
         self.box(long & self.behind, "long hair", hair, 0.08, 0.42, 0, 0, 0.115, 0.140)
         for lock in (-1.0, 1.0):
-            self.box(long & facing, "long hair", hair, 0.10, 0.40, lock * 0.098, lock * 0.118,
-                     0.022, 0.032)  # fmt: skip
+            self.box(
+                long & facing,
+                "long hair",
+                hair,
+                0.10,
+                0.40,
+                lock * 0.098,
+                lock * 0.118,
+                0.022,
+                0.032,
+            )
         wears = self.has("hat")
         self.box(wears, "hat", hat, 0.0, 0.085, 0, 0, 0.080, 0.112)
         self.box(wears, "hat", hat * 0.7, 0.080, 0.108, 2 * face, 2 * face, 0.150, 0.150)
@@ -440,9 +497,9 @@ class _Scene:
         shot, (h, w) = self.shot, (self.height, self.width)
         share = self.drawn("occlusion", "occlusion") * (shot["occluded"] < self.camera("occluded"))
         place = shot["where"]
-        below = np.where(place < 0.4, share, 0)[:, None, None]
-        left = np.where((place >= 0.4) & (place < 0.7), share, 0)[:, None, None]
-        right = np.where(place >= 0.7, share, 0)[:, None, None]
+        below = np.where(place < 0.5, share, 0)[:, None, None]
+        left = np.where((place >= 0.5) & (place < 0.75), share, 0)[:, None, None]
+        right = np.where(place >= 0.75, share, 0)[:, None, None]
         row = (np.arange(h, dtype=np.float32) + 0.5)[None, :, None] / h
         column = (np.arange(w, dtype=np.float32) + 0.5)[None, None, :] / w
         hidden = (row > 1 - below) | (column < left) | (column > 1 - right)
@@ -503,6 +560,3 @@ def _enlarge(coarse: np.ndarray, height: int, width: int) -> np.ndarray:
         first = coarse.take(low, axis)
         coarse = first + share * (coarse.take(low + 1, axis) - first)
     return coarse
-
-
-__all__ = ["PARTS", "PATCH", "SHOE", "Camera", "People", "render", "sample_people"]
