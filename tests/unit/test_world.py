@@ -66,8 +66,8 @@ def test_size_is_a_parameter(people):
 def test_cameras_are_what_they_claim(people, domain):
     images, _ = shoot(people, domain)
     for number, camera in enumerate(domain.cameras):
-        seen = images[number :: len(domain.cameras)].astype(int)
-        assert (np.ptp(seen, axis=-1).max() == 0) == camera.grey
+        seen = images[number :: len(domain.cameras)]
+        assert np.array_equal(seen.min(axis=-1), seen.max(axis=-1)) == camera.grey
     assert any(c.inverted for c in domain.cameras) == (domain is TARGET_A)
 
 
@@ -96,12 +96,13 @@ def test_frequencies_are_long_tailed_and_correlated():
     assert share.min() >= 0.02
     assert share.max() <= 0.60
     assert np.median(share) < 0.2
-    related = np.corrcoef(labels.T)[INDEX["female"]]
-    assert all(related[INDEX[name]] > 0.15 for name in ("skirt", "long hair", "handbag"))
+    women = labels[labels[:, INDEX["female"]] == 1].mean(axis=0)
+    assert all(women[i] > 1.4 * share[i] for i in map(INDEX.get, ("skirt", "long hair", "handbag")))
 
 
 def test_labels_do_not_contradict_each_other():
-    has = dict(zip(NAMES, sample_labels(5_000, np.random.default_rng(1)).T == 1, strict=True))
+    columns = sample_labels(5_000, np.random.default_rng(1)).astype(bool).T
+    has: dict[str, np.ndarray] = dict(zip(NAMES, columns, strict=True))
     for group in (
         ("trousers", "shorts", "skirt"),
         ("boots", "sneakers", "sandals"),
@@ -163,7 +164,7 @@ def test_generation_repeats_byte_for_byte(tmp_path):
     assert one["labels.csv"] != three["labels.csv"]
     assert one["splits.csv"] != three["splits.csv"]
     assert not set(one.values()) & {v for k, v in three.items() if k.startswith("images")}
-    assert json.loads(one["world.json"]) == {"domain": "synthetic_a", **SMALL}
+    assert json.loads(one["world.json"]).items() >= {"domain": "synthetic_a", **SMALL}.items()
     picture = Image.open(tmp_path / "one" / next(k for k in one if k.startswith("images")))
     assert picture.size == (32, 64)
 
@@ -175,8 +176,19 @@ def test_a_new_world_replaces_the_old_one_but_nothing_else(tmp_path):
     assert len(list(dataset.records(root))) == 120
     (root / "thesis.tex").write_text("years of work")
     with pytest.raises(PedbenchError, match="not a synthetic world"):
-        dataset.generate(root, SMALL)
+        dataset.generate(root, SMALL | {"seed": 4})
     assert (root / "thesis.tex").exists()
+
+
+def test_a_world_that_is_there_is_not_made_again(tmp_path):
+    dataset, root = SyntheticA(), tmp_path / "world"
+    dataset.generate(root, SMALL)
+    (root / "splits.csv").write_text("changed")
+    dataset.generate(root, SMALL)
+    assert (root / "splits.csv").read_text() == "changed"
+    (root / "world.json").write_text("{")
+    dataset.generate(root, SMALL)
+    assert len(list(dataset.records(root))) == 120
 
 
 def test_an_interrupted_generation_leaves_nothing(tmp_path, monkeypatch):
@@ -198,7 +210,7 @@ def test_bad_input_is_named(tmp_path):
     with pytest.raises(PedbenchError, match=r"labels\.csv"):
         list(dataset.records(tmp_path))
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(PedbenchError, match="in the way|not a synthetic world"):
+    with pytest.raises(PedbenchError, match="not a synthetic world"):
         dataset.generate(tmp_path / "file", SMALL)
     with pytest.raises(PedbenchError, match="cannot be written"):
         dataset.generate(tmp_path / "file" / "world", SMALL)

@@ -2,16 +2,18 @@
 
 Layout below the root: ``images/{identity:05d}_c{camera}_{k:03d}.png``; ``labels.csv`` (image,
 identity, camera, one column of 0, 1 or -1 per attribute); ``splits.csv`` (image, one column per
-split); ``world.json`` (the options, written last).
+split); ``world.json`` (options and code digest, written last).
 """
 
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import shutil
 import zlib
 from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
@@ -62,10 +64,11 @@ class SyntheticDataset(BaseDataset):
     DOMAIN: ClassVar[Domain]
 
     def generate(self, root: Path, options: Mapping[str, Any]) -> None:
-        """Render the world to ``root``, replacing one of other options; a killed call leaves
-        nothing there. Raises PedbenchError on bad options and when ``root`` holds anything else."""
+        """Render the world to ``root`` unless it is there already; another world is replaced,
+        and a killed call leaves nothing. Raises PedbenchError on bad options and when ``root``
+        holds anything else."""
         chosen = _checked(options)
-        if _is_made(root, {"domain": self.DOMAIN.name, **chosen}):
+        if _read(root / "world.json") == self._world(chosen):
             return
         _check_replaceable(root)
         partial = root.with_name(f".{root.name}.partial")
@@ -117,8 +120,12 @@ class SyntheticDataset(BaseDataset):
             ("image", *SPLITS),
             ((names[i], *(SUBSETS[split[i]] for split in subsets)) for i in order),
         )
-        world = {"domain": self.DOMAIN.name, **options}
-        (folder / "world.json").write_text(json.dumps(world, indent=1) + "\n", encoding="utf-8")
+        (folder / "world.json").write_text(self._world(options), encoding="utf-8")
+
+    def _world(self, options: Mapping[str, int]) -> str:
+        """The text of ``world.json``: all that decides the files, the code by its digest."""
+        world = {"domain": self.DOMAIN.name, **options, "code": _code_digest()}
+        return json.dumps(world, indent=1) + "\n"
 
     def expected(self, options: Mapping[str, Any]) -> Mapping[str, Mapping[str, int]]:
         """Images per split and subset: 50 / 15 / 35 % of the images or of the identities."""
@@ -171,10 +178,16 @@ def _checked(options: Mapping[str, Any]) -> dict[str, int]:
     return {**DEFAULTS, **options}
 
 
-def _is_made(root: Path, world: Mapping[str, Any]) -> bool:
-    """Whether ``root`` holds this very world; ``world.json`` is written last."""
-    path = root / "world.json"
-    return path.is_file() and json.loads(path.read_text(encoding="utf-8")) == world
+def _read(path: Path) -> str:
+    return path.read_text(encoding="utf-8") if path.is_file() else ""
+
+
+@cache
+def _code_digest() -> str:
+    """sha256 of the modules that draw the world, so that a changed renderer draws anew."""
+    folder = Path(__file__).parent
+    names = ("attributes.py", "dataset.py", "domains.py", "render.py")
+    return hashlib.sha256(b"".join((folder / name).read_bytes() for name in names)).hexdigest()
 
 
 def _check_replaceable(root: Path) -> None:
