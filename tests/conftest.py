@@ -26,7 +26,7 @@ ATTRIBUTES = (
 MODEL = {
     "embed_dim": 32,
     "vision_cfg": {
-        "image_size": [64, 32], "patch_size": 8, "width": 32, "layers": 3, "head_width": 16,
+        "image_size": [64, 32], "patch_size": 8, "width": 32, "layers": 4, "head_width": 16,
     },
     "text_cfg": {
         "context_length": 24, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2,
@@ -73,7 +73,7 @@ def manifest(tmp_path_factory) -> Manifest:
 
 @pytest.fixture(scope="session")
 def backbone():
-    """A CLIP of three layers with random weights and CLIP's full vocabulary."""
+    """A CLIP of four layers with random weights and CLIP's full vocabulary."""
     from pedbench.nn.backbone import Backbone
 
     return Backbone.from_config(MODEL, name="random", seed=1)

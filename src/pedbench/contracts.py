@@ -154,11 +154,8 @@ class BaseDataset:
     SPEC: ClassVar[DatasetSpec]
 
     def generate(self, root: Path, options: Mapping[str, Any]) -> None:
-        """Write the dataset below ``root``; only datasets that are made, not obtained, do this."""
-        raise PedbenchError(
-            f"{self.SPEC.title} cannot be generated: obtain it from its owners ({self.SPEC.licence})"
-            " and name its folder under 'roots' in the config"
-        )
+        """Make the dataset below ``root`` unless it is there with these options. Only datasets
+        that are made override this; for obtained ones there is nothing to do."""
 
     def expected(self, options: Mapping[str, Any]) -> Mapping[str, Mapping[str, int]]:
         """Images per split and subset that ``records`` must yield; empty: not checked."""

@@ -40,10 +40,10 @@ class Part:
 
 def train(
     config_path: Path, manifest_path: Path, weights_path: Path, seeds: Sequence[int], threads: int
-) -> None:
+) -> dict[str, str]:
     """Fit and predict every seed beside ``config_path``; finished ones are recognised and kept.
 
-    Raises PedbenchError for a method that cannot solve the task, with its reason.
+    Returns seed -> digest of the run. Raises PedbenchError for a method that cannot solve the task, with its reason.
     """
     torch.set_num_threads(threads)
     config, manifest = RunConfig.read(config_path), read_manifest(manifest_path)
@@ -60,6 +60,7 @@ def train(
         job = Job(config, read_json(config_path), manifest, weights, threads)
         for seed in pending:
             job.run(seed, digests[seed], folders[seed])
+    return {str(seed): digest for seed, digest in digests.items()}
 
 
 def make_task(config: RunConfig, train_manifest: Manifest) -> Task:

@@ -1,0 +1,284 @@
+"""The ``pedbench`` command: what the DAG's rules call, and what a person calls by hand.
+
+Stages are imported inside their command, so ``--help`` and ``list`` start without torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from pedbench import __version__
+from pedbench.contracts import PedbenchError
+
+EPILOG = """\
+examples:
+  snakemake --cores all results/tables    run the benchmark (see README.md)
+  pedbench list                           methods, datasets and variants at hand
+  pedbench new-method my_adapter          a new method from a working template
+  pedbench predict --run results/runs/synthetic_a/standard/linear_probe/default/seed0 photos/
+  pedbench doctor                         what is installed, found and missing
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; 0 when it succeeded, 1 for a mistake the user can mend."""
+    arguments = vars(parser().parse_args(argv))
+    command: Callable[..., int | None] = arguments.pop("command")
+    try:
+        return command(**arguments) or 0
+    except PedbenchError as error:
+        print(f"pedbench: {error}", file=sys.stderr)
+    except OSError as error:
+        from pedbench.files import explain_os_error
+
+        place = Path(error.filename) if error.filename else Path.cwd()
+        print(f"pedbench: {explain_os_error(place, error)}", file=sys.stderr)
+    except KeyboardInterrupt:
+        print("pedbench: interrupted; run the same command again to go on", file=sys.stderr)
+        return 130
+    return 1
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(
+        prog="pedbench",
+        description="Benchmark of parameter-efficient fine-tuning of CLIP on pedestrians.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    top.add_argument("--version", action="version", version=f"pedbench {__version__}")
+    commands = top.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(name: str, command: Callable[..., Any], about: str) -> argparse.ArgumentParser:
+        one = commands.add_parser(name, help=about, description=about[0].upper() + about[1:] + ".")
+        one.set_defaults(command=command)
+        return one
+
+    one = add("list", list_plugins, "show the methods, their variants, and the datasets at hand")
+    one.add_argument("--params", metavar="METHOD", help="explain every hyperparameter of a method")
+
+    one = add("predict", predict, "label pictures with a trained adapter, as CSV")
+    one.add_argument("pictures", nargs="+", type=Path, help="picture files or folders of them")
+    one.add_argument("--run", required=True, type=Path, help="a seed folder below results/runs")
+    one.add_argument("--out", type=Path, help="CSV file (default: standard output)")
+    one.add_argument("--weights", type=Path, help="backbone checkpoint, if not found by name")
+
+    one = add("new-method", new_method, "write methods/NAME.py from a working template")
+    one.add_argument("name", help="lower-case letters, digits and underscores")
+    one = add("new-dataset", new_dataset, "write datasets/NAME.py, which reads images + a CSV")
+    one.add_argument("name", help="lower-case letters, digits and underscores")
+
+    one = add("doctor", doctor, "check installation, weights, GPU, disk and the config")
+    one.add_argument("--configfile", type=Path, default=Path("config/config.yaml"))
+
+    one = add("plan", plan, "check a config and write what it asks for (used by the DAG)")
+    one.add_argument("--config", required=True, type=json.loads, help="the config as JSON")
+    one.add_argument("--out", required=True, type=Path)
+
+    one = add("manifest", manifest, "check a dataset's images and labels and list them")
+    one.add_argument("dataset")
+    one.add_argument("--root", required=True, type=Path, help="the dataset's folder")
+    one.add_argument("--options", type=json.loads, default={}, help="for generated data, JSON")
+    one.add_argument("--out", required=True, type=Path)
+
+    one = add("weights", weights, "find (or download) a backbone's weights and take their sha256")
+    one.add_argument("backbone")
+    one.add_argument("--file", type=Path, help="a checkpoint file to use instead")
+    one.add_argument("--out", required=True, type=Path)
+
+    one = add("resolve", resolve, "write the settings of one variant, each with its origin")
+    one.add_argument("--spec", required=True, type=json.loads)
+    one.add_argument("--out", required=True, type=Path)
+
+    one = add("train", train, "fit and predict the seeds of one variant; finished ones are kept")
+    one.add_argument("--config", required=True, type=Path, help="the variant's config.json")
+    one.add_argument("--manifest", required=True, type=Path)
+    one.add_argument("--weights", required=True, type=Path, help="written by 'pedbench weights'")
+    one.add_argument("--seeds", required=True, type=int, nargs="+")
+    one.add_argument("--threads", type=int, default=1, help="CPU threads; part of the result")
+    one.add_argument("--out", type=Path, help="marker written when all seeds are done")
+
+    one = add("score", score, "metrics of every run from its kept predictions")
+    one.add_argument("--plan", required=True, type=Path)
+    one.add_argument("--out", required=True, type=Path)
+
+    one = add("collect", collect, "all scores as one tidy Parquet table")
+    one.add_argument("--plan", required=True, type=Path)
+    one.add_argument("--out", required=True, type=Path)
+
+    one = add("compare", compare, "paired bootstrap against the baseline, Holm-corrected")
+    one.add_argument("--plan", required=True, type=Path)
+    one.add_argument("--long", required=True, type=Path)
+    one.add_argument("--out", required=True, type=Path)
+
+    one = add("figures", figures, "prompt-length, prompt-depth and overview plots, PDF + PNG")
+    one.add_argument("--plan", required=True, type=Path)
+    one.add_argument("--long", required=True, type=Path)
+    one.add_argument("--out", required=True, type=Path)
+
+    one = add("tables", tables, "paper-style tables as CSV, Markdown and LaTeX")
+    one.add_argument("--plan", required=True, type=Path)
+    one.add_argument("--long", required=True, type=Path)
+    one.add_argument("--stats", required=True, type=Path)
+    one.add_argument("--out", required=True, type=Path)
+
+    one = add("track", track, "mirror the run folders into MLflow")
+    one.add_argument("--plan", required=True, type=Path)
+    one.add_argument("--out", required=True, type=Path)
+
+    one = add("pretrain", pretrain, "rebuild the tiny CLIP of the embedded default")
+    one.add_argument("--recipe", type=Path, default=Path("config/pretrain.yaml"))
+    one.add_argument("--out", type=Path, default=Path("results/pretrain"))
+    return top
+
+
+def list_plugins(params: str | None) -> None:
+    from pedbench import registry
+    from pedbench.config import read_variants
+
+    if params is not None:
+        for key, field in registry.read_params(params).items():
+            print(f"{key} = {field.default!r}  ({field.annotation})\n    {field.doc}")
+        return
+    variants = read_variants()
+    print("methods (methods/NAME.py; variants in config/variants.yaml)")
+    for name in registry.methods():
+        print(f"  {name:16} {registry.summary('method', name)}")
+        if variants.get(name):
+            print(f"  {'':16} variants: {', '.join(variants[name])}")
+    print("datasets (datasets/NAME.py)")
+    for name in registry.datasets():
+        print(f"  {name:16} {registry.summary('dataset', name)}")
+
+
+def predict(run: Path, pictures: list[Path], out: Path | None, weights: Path | None) -> None:
+    from pedbench.label import label_pictures
+
+    table = label_pictures(run, pictures, weights)
+    table.to_csv(out if out is not None else sys.stdout, index=False, float_format="%.4f")
+
+
+def new_method(name: str) -> None:
+    from pedbench.scaffold import create
+
+    print(create("method", name))
+
+
+def new_dataset(name: str) -> None:
+    from pedbench.scaffold import create
+
+    print(create("dataset", name))
+
+
+def doctor(configfile: Path) -> int:
+    from pedbench.doctor import examine
+
+    return examine(configfile)
+
+
+def plan(config: dict[str, Any], out: Path) -> None:
+    from pedbench.plan import write_plan
+
+    write_plan(config, out)
+
+
+def manifest(dataset: str, root: Path, options: dict[str, Any], out: Path) -> None:
+    from pedbench.manifest import build_manifest
+    from pedbench.registry import load_dataset
+
+    source = load_dataset(dataset)
+    source.generate(root, options)
+    build_manifest(dataset, source, root, options, out)
+
+
+def weights(backbone: str, file: Path | None, out: Path) -> None:
+    from pedbench.files import write_json
+    from pedbench.nn.backbone import load_backbone
+
+    sha256 = load_backbone(backbone, file).weights_sha256
+    chosen = None if file is None else str(file)
+    write_json(out, {"backbone": backbone, "file": chosen, "sha256": sha256})
+
+
+def resolve(spec: dict[str, Any], out: Path) -> None:
+    from pedbench.files import write_json
+
+    write_json(out, spec)
+
+
+def train(
+    config: Path, manifest: Path, weights: Path, seeds: list[int], threads: int, out: Path | None
+) -> None:
+    from pedbench.files import write_json
+    from pedbench.train import train as fit_and_predict
+
+    digests = fit_and_predict(config, manifest, weights, seeds, threads)
+    if out is not None:
+        write_json(out, digests)
+
+
+def _read_plan(path: Path) -> tuple[dict[str, Any], list[Path], dict[str, Path]]:
+    """The plan, the folder of every run in it, and the manifest of every dataset."""
+    from pedbench.files import read_json
+    from pedbench.plan import runs_of
+
+    document = read_json(path)
+    folders = [folder for _, _, folder in runs_of(document)]
+    manifests = {name: Path(d["manifest"]) for name, d in document["datasets"].items()}
+    return document, folders, manifests
+
+
+def score(plan: Path, out: Path) -> None:
+    from pedbench.score import score_runs
+
+    _, folders, manifests = _read_plan(plan)
+    score_runs(folders, manifests, out)
+
+
+def collect(plan: Path, out: Path) -> None:
+    from pedbench.collect import collect as collect_scores
+
+    collect_scores(_read_plan(plan)[1], out)
+
+
+def compare(plan: Path, long: Path, out: Path) -> None:
+    from pedbench.stats import compare as compare_runs
+
+    document, folders, manifests = _read_plan(plan)
+    compare_runs(folders, manifests, out, **document["comparison"])
+
+
+def figures(plan: Path, long: Path, out: Path) -> None:
+    from pedbench.figures import write_figures
+
+    document, *_ = _read_plan(plan)
+    write_figures(long, document, out)
+
+
+def tables(plan: Path, long: Path, stats: Path, out: Path) -> None:
+    from pedbench.tables import write_tables
+
+    document, *_ = _read_plan(plan)
+    write_tables(long, stats, document, out)
+
+
+def track(plan: Path, out: Path) -> None:
+    from pedbench.tracking import track as mirror
+
+    mirror(_read_plan(plan)[1], out)
+
+
+def pretrain(recipe: Path, out: Path) -> None:
+    from pedbench.config import read_yaml
+    from pedbench.pretrain import pretrain as rebuild
+
+    rebuild(read_yaml(recipe.resolve()), out)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,150 @@
+"""What every method in methods/ must do; a new file is tested without being named here."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+
+import pytest
+import torch
+from accelerate import Accelerator
+
+from pedbench import registry
+from pedbench.checkpoint import Checkpoints, Trained, load_tensors, load_trained, save_tensors
+from pedbench.config import protocol_of, read_protocol, read_variants, resolve
+from pedbench.config import plain as without_origins
+from pedbench.contracts import BaseMethod, Batch, Output, Task
+from pedbench.data import Images, normalise
+from pedbench.engine import Fit, TrainingSet, as_output
+from pedbench.predict import normalisation
+
+CASES = [
+    (method, label)
+    for method in registry.methods()
+    for label in ("default", *read_variants().get(method, {}))
+]
+TRAINED = [case for case in CASES if registry.trains(case[0])]
+
+
+class Setting:
+    """A method's variant, built on the small backbone as the embedded protocol resolves it."""
+
+    def __init__(self, name, label, backbone, manifest):
+        spec = resolve(name, label, read_protocol("embedded"))
+        self.protocol = dataclasses.replace(
+            protocol_of(spec), epochs=1, batch_size=24, warmup_epochs=0, checkpoint_steps=1000
+        )
+        params = without_origins(spec["params"])
+        self.method = registry.load_method(name)(registry.load_params(name, params))
+        self.train = manifest.subset("standard", "train")
+        self.task = Task("par", manifest.attributes, self.train.positive_ratio(), self.protocol.loss_weighting)
+        self.backbone = backbone
+        self.mean, self.std = normalisation(backbone, self.protocol)
+
+    def build(self):
+        torch.manual_seed(3)
+        return self.method.build(copy.deepcopy(self.backbone), self.task)
+
+    def batch(self, size=8):
+        images = Images(self.train, self.backbone.image_size, "stretch")[torch.arange(size)]
+        labels = torch.from_numpy(self.train.labels[:size].copy())
+        return Batch(normalise(images, self.mean, self.std), labels)
+
+    def fit(self, model, folder):
+        images = Images(self.train, self.backbone.image_size, "stretch")
+        labels = torch.from_numpy(self.train.labels.copy())
+        data = TrainingSet(images, labels, self.mean, self.std)
+        return Fit(
+            self.method, model, self.task, data, self.protocol, 5, Accelerator(cpu=True),
+            Checkpoints(folder, "contract"), folder / "metrics.jsonl", lambda _: 0.5,
+        ).run()  # fmt: skip
+
+
+@pytest.fixture
+def setting(request, backbone, manifest):
+    name, label = request.param
+    made = Setting(name, label, backbone, manifest)
+    reason = made.method.supports(made.task, backbone)
+    if reason:
+        pytest.skip(f"{name}/{label}: {reason}")
+    return made
+
+
+every = pytest.mark.parametrize("setting", CASES, indirect=True, ids="/".join)
+trained = pytest.mark.parametrize("setting", TRAINED, indirect=True, ids="/".join)
+
+
+@every
+def test_output_has_one_logit_per_attribute(setting):
+    assert isinstance(setting.method, BaseMethod)
+    model, batch = setting.build().eval(), setting.batch()
+    with torch.no_grad():
+        output = model(batch.images)
+    assert isinstance(output, Output)
+    assert output.logits.shape == (8, len(setting.task.attributes))
+    assert torch.isfinite(output.logits).all()
+
+
+@every
+def test_images_of_a_batch_do_not_mix_in_evaluation(setting):
+    model, batch = setting.build().eval(), setting.batch()
+    with torch.no_grad():
+        whole = model(batch.images).logits
+        single = torch.cat([model(image[None]).logits for image in batch.images])
+    torch.testing.assert_close(whole, single, rtol=1e-4, atol=1e-4)
+
+
+@trained
+def test_every_trainable_parameter_receives_a_gradient(setting):
+    model, batch = setting.build().train(), setting.batch()
+    terms = setting.method.loss(model(batch.images), batch, setting.task)
+    assert all(term.ndim == 0 for term in terms.values())
+    torch.stack(list(terms.values())).sum().backward()
+    without = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    assert not without, "trainable but without a gradient: freeze it or use it"
+
+
+@trained
+def test_two_steps_leave_frozen_weights_untouched(setting, tmp_path):
+    model = setting.build()
+    names = set(Trained(model).names)
+    assert names, "a method that trains has trainable parameters"
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    setting.fit(model, tmp_path)
+    after = dict(model.named_parameters())
+    assert all(torch.equal(before[n], after[n]) for n in before if n not in names)
+    assert any(not torch.equal(before[n], after[n]) for n in names)
+
+
+@trained
+def test_adapter_round_trip_gives_identical_predictions(setting, tmp_path):
+    model = setting.build()
+    save_tensors(tmp_path / "adapter.safetensors", setting.fit(model, tmp_path / "fit"), {})
+    fresh = setting.build()
+    load_trained(fresh, load_tensors(tmp_path / "adapter.safetensors")[0], tmp_path)
+    images = setting.batch().images
+    with torch.no_grad():
+        assert torch.equal(model.eval()(images).logits, fresh.eval()(images).logits)
+
+
+@trained
+def test_stem_and_head_make_the_model(setting):
+    model = setting.build().eval()
+    if not hasattr(model, "stem"):
+        pytest.skip("no frozen stem to cache")
+    images = setting.batch().images
+    with torch.no_grad():
+        split = as_output(model.head(model.stem(images))).logits
+        assert torch.equal(model(images).logits, split)
+
+
+@every
+def test_an_unsupported_task_is_refused_with_a_reason(setting):
+    class Unheard(BaseMethod):
+        tasks = ()
+
+    reason = Unheard(None).supports(setting.task, setting.backbone)
+    assert reason and "par" in reason
+    foreign = dataclasses.replace(setting.task, kind="reid")
+    if "reid" not in setting.method.tasks:
+        assert setting.method.supports(foreign, setting.backbone)
