@@ -197,12 +197,15 @@ class GlobalLocal(nn.Module):
         self.bn = nn.BatchNorm1d(attributes)
 
     def forward(self, tokens: Tensor, text: Tensor, scale: Tensor) -> Tensor:
-        cosine = F.normalize(tokens, dim=-1) @ F.normalize(text, dim=-1).T
+        scores = self.scores(tokens, text, scale)
         if self.released_score:
-            scores = (scale * cosine / self.temperature).softmax(-1)
             return self.bn(self.aggregate(scores))
-        scores = self.bn((scale * cosine).flatten(0, 1)).view_as(cosine)
-        return self.aggregate(scores)
+        return self.aggregate(self.bn(scores.flatten(0, 1)).view_as(scores))
+
+    def scores(self, tokens: Tensor, text: Tensor, scale: Tensor) -> Tensor:
+        """Of each token against each attribute, ``(B, 1 + K, A)``, before any batch-norm."""
+        scores = scale * F.normalize(tokens, dim=-1) @ F.normalize(text, dim=-1).T
+        return (scores / self.temperature).softmax(-1) if self.released_score else scores
 
     def aggregate(self, scores: Tensor) -> Tensor:
         """``(B, 1 + K, A) -> (B, A)``; without regions the global score alone."""

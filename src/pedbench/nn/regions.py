@@ -56,13 +56,11 @@ def region_mask(patches: Tensor, prompts: int) -> Tensor:
     group is global), K region CLS tokens, N patches. A region's CLS and prompts see only their
     own group and the patches of their region ``patches (K, N)``; every other token sees all.
     """
-    regions = len(patches)
-    groups = torch.arange(1 + regions).repeat_interleave(prompts)  # 0: global
-    owner = torch.cat([torch.zeros(1), groups, torch.arange(1, 1 + regions)]).long()
-    allowed = owner[:, None] == owner
-    allowed = torch.cat([allowed, torch.ones(len(owner), patches.shape[1]).bool()], dim=1)
-    allowed[owner == 0] = True
-    inside = owner > 0
-    allowed[inside, len(owner) :] = patches[owner[inside] - 1]
-    allowed = torch.cat([allowed, torch.ones(patches.shape[1], allowed.shape[1]).bool()])
-    return torch.zeros(allowed.shape).masked_fill(~allowed, -torch.inf)
+    regions, count = patches.shape
+    groups = torch.arange(1 + regions).repeat_interleave(prompts)
+    owner = torch.cat([torch.zeros(1), groups, torch.arange(1, 1 + regions)]).long()  # 0: global
+    prefix = (owner[:, None] == owner) | (owner[:, None] == 0)
+    inside = torch.cat([torch.ones(1, count, dtype=torch.bool), patches])[owner]
+    rows = torch.cat([prefix, inside], dim=1)
+    rows = torch.cat([rows, torch.ones(count, rows.shape[1], dtype=torch.bool)])
+    return torch.zeros(rows.shape).masked_fill(~rows, -torch.inf)
