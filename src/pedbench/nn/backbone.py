@@ -9,6 +9,8 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import urllib.error
+import urllib.request
 import zipfile
 from collections.abc import Sequence
 from functools import cached_property
@@ -36,6 +38,8 @@ class Backbone(nn.Module):
     of patches, ``mean``/``std`` normalise RGB in [0, 1]. In the shapes below N is the number of
     patches, Wv/Wt the tower's width, E ``embed_dim``.
     """
+
+    clip: Any  # open_clip's model
 
     def __init__(
         self,
@@ -266,7 +270,7 @@ def _sha256(state: dict[str, Tensor]) -> str:
     digest = hashlib.sha256()
     for name in sorted(state):
         digest.update(f"{name} {tuple(state[name].shape)}".encode())
-        digest.update(state[name].detach().cpu().contiguous().numpy())
+        digest.update(state[name].detach().cpu().numpy().tobytes())
     return digest.hexdigest()
 
 
@@ -341,23 +345,54 @@ def _openai_clip(name: str, weights: str | Path | None, cache_dir: str | Path | 
     """OpenAI's CLIP by open_clip's own loading: given file, cache, download."""
     import open_clip
 
-    source = "openai" if weights is None else str(weights)
+    weights = weights or _cached(name, cache_dir)
+    if weights is None:
+        _require_hub(name, cache_dir)
     try:
         return open_clip.create_model(
             name,
-            pretrained=source,
+            pretrained="openai" if weights is None else str(weights),
             cache_dir=None if cache_dir is None else str(cache_dir),
             weights_only=weights is None or not _is_torchscript(Path(weights)),
         )
     except Exception as error:  # open_clip, hub, torch and safetensors each raise their own
-        if weights is not None:
-            raise PedbenchError(f"{weights} holds no weights of {name}: {error}") from error
-        from huggingface_hub.constants import HF_HUB_CACHE
-
+        source = weights or "what was downloaded"
         raise PedbenchError(
-            f"the weights of {name} are neither in the cache {cache_dir or HF_HUB_CACHE} nor could "
-            f"they be downloaded ({error}): connect once so that they can be fetched, copy the "
-            "cache of a machine that has them, or name a checkpoint file as the backbone's weights"
+            f"{source} holds no readable weights of {name} ({type(error).__name__}: {error}): "
+            "remove the file and fetch it again, or give a checkpoint of this very model"
+        ) from error
+
+
+def _cached(name: str, cache_dir: str | Path | None) -> str | None:
+    """The file of an earlier download; found without asking the hub, hence offline too."""
+    from huggingface_hub import try_to_load_from_cache
+    from open_clip.constants import HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME
+    from open_clip.pretrained import get_pretrained_cfg
+
+    repository = get_pretrained_cfg(name, "openai")["hf_hub"].rstrip("/")
+    for file in (HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME):
+        found = try_to_load_from_cache(repository, file, cache_dir)
+        if isinstance(found, str):
+            return found
+    return None
+
+
+def _require_hub(name: str, cache_dir: str | Path | None) -> None:
+    """Fail at once, where the hub's client would retry for most of a minute."""
+    from huggingface_hub.constants import ENDPOINT, HF_HUB_CACHE, HF_HUB_OFFLINE
+
+    try:
+        if HF_HUB_OFFLINE:
+            raise OSError("HF_HUB_OFFLINE is set")
+        urllib.request.urlopen(ENDPOINT, timeout=10).close()
+    except urllib.error.HTTPError:
+        pass  # somebody answers
+    except OSError as error:
+        raise PedbenchError(
+            f"the weights of {name} are not in the cache {cache_dir or HF_HUB_CACHE}, and "
+            f"{ENDPOINT} cannot be reached to fetch them ({error}): run once with a connection, "
+            "copy the cache of a machine that has them, or name a checkpoint file as the "
+            "backbone's weights"
         ) from error
 
 
