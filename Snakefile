@@ -11,12 +11,13 @@ from snakemake.exceptions import WorkflowError
 from snakemake.utils import min_version
 
 from pedbench.contracts import PedbenchError
-from pedbench.plan import describe, make_plan, visible_gpus
+from pedbench.plan import config_source, describe, make_plan, visible_gpus
 
 min_version("9.0")
 
 try:
-    PLAN = make_plan(config, ", ".join(map(str, workflow.configfiles)) or "config")
+    source = config_source(workflow.configfiles, workflow.config_settings.config)
+    PLAN = make_plan(config, source)
 except PedbenchError as error:
     raise WorkflowError(str(error)) from None
 

@@ -6,6 +6,7 @@ section on the method, the variant, the sweep. Every resolved value keeps its or
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -88,7 +89,9 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 def check_config(config: Mapping[str, Any], source: str = "config") -> dict[str, Any]:
     """``config`` with defaults filled in. Raises PedbenchError for the first key in error."""
     schema = read_yaml(SCHEMA)
-    errors = sorted(Draft202012Validator(schema).iter_errors(dict(config)), key=_depth)
+    texts = [key for key, entry in schema["properties"].items() if entry["type"] == "string"]
+    config = {key: value if key in texts else _numbers(value) for key, value in config.items()}
+    errors = sorted(Draft202012Validator(schema).iter_errors(config), key=_depth)
     if errors:
         raise PedbenchError(_explain(source, errors[0]))
     defaults = {
@@ -204,6 +207,17 @@ def plain(value: Any) -> Any:
 def protocol_of(spec: Mapping[str, Any]) -> Protocol:
     """The protocol of a resolved run, as the engine reads it."""
     return Protocol(**plain(spec["protocol"]))
+
+
+def _numbers(value: Any) -> Any:
+    """``value`` with text that is a number or a truth value read as one: Snakemake's --config
+    delivers the members of a list as text."""
+    if isinstance(value, dict):
+        return {key: _numbers(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_numbers(entry) for entry in value]
+    number = isinstance(value, str) and re.fullmatch(r"-?\d+(\.\d*)?|true|false", value)
+    return yaml.safe_load(value) if number else value
 
 
 def _checked(

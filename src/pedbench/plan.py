@@ -8,8 +8,9 @@ from __future__ import annotations
 import math
 import os
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +116,7 @@ class Plan:
     def results(self) -> str:
         return self.config["results"]
 
-    @property
+    @cached_property
     def batches(self) -> tuple[Batch, ...]:
         """The training jobs."""
         size = self.config["seeds_per_job"]
@@ -125,10 +126,13 @@ class Plan:
             for start in range(0, len(experiment.seeds), size)
         )
 
+    @cached_property
+    def _by_key(self) -> dict[str, Experiment]:
+        return {experiment.key: experiment for experiment in self.experiments}
+
     def experiment(self, dataset: str, split: str, method: str, variant: str) -> Experiment:
         """The one of that name."""
-        key = f"{dataset}/{split}/{method}/{variant}"
-        return next(e for e in self.experiments if e.key == key)
+        return self._by_key[f"{dataset}/{split}/{method}/{variant}"]
 
     @property
     def weights_file(self) -> str | None:
@@ -204,6 +208,12 @@ def make_plan(config: Mapping[str, Any], source: str = "config") -> Plan:
         comparison,
         tuple(notes),
     )
+
+
+def config_source(files: Iterable[Path], overrides: Mapping[str, Any]) -> str:
+    """How messages name a config: its files, and ``--config`` if that was given."""
+    names = [os.path.relpath(file) for file in files] + (["--config"] if overrides else [])
+    return " + ".join(names) or "config"
 
 
 def write_plan(config: Mapping[str, Any], out: Path) -> None:

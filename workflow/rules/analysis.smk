@@ -11,7 +11,7 @@ rule score:
     log:
         f"{RESULTS}/logs/score.log",
     conda:
-        "pedbench"
+        "../envs/pedbench.yaml"
     shell:
         "pedbench score --plan {input.plan} --out {output} > {log} 2>&1"
 
@@ -25,7 +25,7 @@ rule collect:
     log:
         f"{RESULTS}/logs/collect.log",
     conda:
-        "pedbench"
+        "../envs/pedbench.yaml"
     shell:
         "pedbench collect --plan {input.plan} --out {output} > {log} 2>&1"
 
@@ -39,7 +39,7 @@ rule compare:
     log:
         f"{RESULTS}/logs/compare.log",
     conda:
-        "pedbench"
+        "../envs/pedbench.yaml"
     shell:
         "pedbench compare --plan {input.plan} --long {input.long} --out {output} > {log} 2>&1"
 
@@ -53,7 +53,7 @@ rule figures:
     log:
         f"{RESULTS}/logs/figures.log",
     conda:
-        "pedbench"
+        "../envs/pedbench.yaml"
     shell:
         "pedbench figures --plan {input.plan} --long {input.long} --out {output} > {log} 2>&1"
 
@@ -67,7 +67,7 @@ rule track:
     log:
         f"{RESULTS}/logs/track.log",
     conda:
-        "pedbench"
+        "../envs/pedbench.yaml"
     shell:
         "pedbench track --plan {input.plan} --out {output} > {log} 2>&1"
 
@@ -84,7 +84,7 @@ rule tables:
     log:
         f"{RESULTS}/logs/tables.log",
     conda:
-        "pedbench"
+        "../envs/pedbench.yaml"
     shell:
         "pedbench tables --plan {input.plan} --long {input.long} --stats {input.stats}"
         " --out {output} > {log} 2>&1"

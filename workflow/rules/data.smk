@@ -7,7 +7,7 @@ rule plan:
     log:
         f"{RESULTS}/logs/plan.log",
     conda:
-        "pedbench"
+        "../envs/pedbench.yaml"
     params:
         config=json.dumps(PLAN.config, sort_keys=True),
         digest=PLAN.digest,
@@ -23,7 +23,7 @@ rule manifest:
     log:
         f"{RESULTS}/logs/manifest/{{dataset}}.log",
     conda:
-        "pedbench"
+        "../envs/pedbench.yaml"
     params:
         root=lambda wildcards: PLAN.sources[wildcards.dataset].root,
         options=lambda wildcards: json.dumps(PLAN.sources[wildcards.dataset].options),
@@ -40,7 +40,7 @@ rule weights:
     log:
         f"{RESULTS}/logs/weights/{{backbone}}.log",
     conda:
-        "pedbench"
+        "../envs/pedbench.yaml"
     params:
         file=f"--file {PLAN.weights_file}" if PLAN.weights_file else "",
     shell:

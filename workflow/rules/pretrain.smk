@@ -9,7 +9,7 @@ rule pretrain:
     log:
         f"{RESULTS}/logs/pretrain.log",
     conda:
-        "pedbench"
+        "../envs/pedbench.yaml"
     threads: 2
     params:
         out=subpath(output[0], parent=True),

@@ -8,7 +8,7 @@ rule resolve:
     log:
         f"{RESULTS}/logs/resolve/{{dataset}}/{{split}}/{{method}}/{{variant}}.log",
     conda:
-        "pedbench"
+        "../envs/pedbench.yaml"
     params:
         spec=lambda wildcards: json.dumps(
             PLAN.experiment(**wildcards).spec, sort_keys=True
@@ -28,7 +28,7 @@ rule train:
     log:
         f"{RESULTS}/logs/train/{{dataset}}/{{split}}/{{method}}/{{variant}}/{{seeds}}.log",
     conda:
-        "pedbench"
+        "../envs/pedbench.yaml"
     threads: PLAN.config["threads_per_job"]
     resources:
         gpu=min(1, GPUS),
