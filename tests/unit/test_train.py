@@ -1,0 +1,127 @@
+"""The training job: run folders, skipping finished seeds, labelling pictures with the result."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from pedbench import train as job
+from pedbench.cli import main
+from pedbench.config import read_protocol, resolve
+from pedbench.contracts import PedbenchError
+from pedbench.files import read_json, write_json
+from pedbench.label import label_pictures
+from pedbench.manifest import write_manifest
+from pedbench.results import sigmoid
+from pedbench.runs import RunFolder, derive_seed
+
+
+@pytest.fixture
+def prepare(tmp_path, manifest, backbone, monkeypatch):
+    """Write the inputs of a job of ``method`` in a fresh folder; returns the job's arguments."""
+    monkeypatch.setattr(job, "load_backbone", lambda name, file: backbone)
+    monkeypatch.setattr("pedbench.label.load_backbone", lambda name, file: backbone)
+
+    def inputs(method="linear_probe", **values):
+        spec = resolve(method, "default", read_protocol("embedded"), {"epochs": 2, **values}, "test")
+        names = {"dataset": "noise", "split": "standard", "method": method, "variant": "default"}
+        write_json(tmp_path / "v/config.json", {**names, "backbone": "random", **spec})
+        write_json(tmp_path / "weights.json", {"sha256": backbone.weights_sha256, "file": None})
+        write_manifest(manifest, tmp_path / "noise.parquet")
+        return tmp_path / "v/config.json", tmp_path / "noise.parquet", tmp_path / "weights.json"
+
+    return inputs
+
+
+def test_a_job_leaves_a_complete_run_folder(prepare, tmp_path):
+    digests = job.train(*prepare(), [0, 1], 1)
+    for seed in (0, 1):
+        folder = RunFolder(tmp_path / f"v/seed{seed}")
+        assert folder.is_finished(digests[str(seed)])
+        config = read_json(folder.config)
+        assert config["seed"] == seed and config["digest"] == digests[str(seed)]
+        assert config["params"]["lr"]["from"].startswith("config/protocols/embedded")
+        assert set(read_json(folder.path / "environment.json")) >= {"commit", "packages", "threads"}
+        lines = [json.loads(line) for line in folder.metrics.read_text().splitlines()]
+        assert [line["epoch"] for line in lines] == [0, 1]
+        table = pq.read_table(folder.predictions("test"))
+        assert table.num_rows == 16 and table.schema.metadata[b"digest"].decode() == config["digest"]
+        assert not folder.checkpoint.exists()
+    assert digests["0"] != digests["1"]
+
+
+def test_finished_seeds_are_kept_and_others_added(prepare, tmp_path, monkeypatch):
+    inputs = prepare()
+    job.train(*inputs, [0], 1)
+    stamp = (tmp_path / "v/seed0/adapter.safetensors").stat().st_mtime_ns
+    job.train(*inputs, [0, 1], 1)
+    assert (tmp_path / "v/seed0/adapter.safetensors").stat().st_mtime_ns == stamp
+    monkeypatch.setattr(job, "Job", None)
+    job.train(*inputs, [0, 1], 1)
+
+
+def test_a_changed_setting_repeats_the_run(prepare, tmp_path):
+    before = job.train(*prepare(), [0], 1)
+    after = job.train(*prepare(lr=0.5), [0], 1)
+    assert before != after
+    assert read_json(tmp_path / "v/seed0/config.json")["params"]["lr"]["value"] == 0.5
+
+
+def test_a_tampered_result_is_noticed(prepare, tmp_path):
+    inputs = prepare()
+    job.train(*inputs, [0], 1)
+    path = tmp_path / "v/seed0/predictions.test.parquet"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(PedbenchError, match="predictions.test.parquet: changed or missing"):
+        job.train(*inputs, [0], 1)
+
+
+def test_zero_shot_needs_no_adapter(prepare, tmp_path):
+    job.train(*prepare("zero_shot"), [0], 1)
+    assert not (tmp_path / "v/seed0/adapter.safetensors").exists()
+    assert (tmp_path / "v/seed0/predictions.val.parquet").exists()
+
+
+def test_training_never_opens_test_pictures(prepare, manifest, monkeypatch):
+    """Whatever the test pictures show, the trained tensors stay the same."""
+    seen = []
+    original = job.Fit.__init__
+
+    def spy(self, *arguments, **named):
+        original(self, *arguments, **named)
+        seen.extend(str(path) for path in self.data.images.paths)
+
+    monkeypatch.setattr(job.Fit, "__init__", spy)
+    job.train(*prepare(), [0], 1)
+    held_out = manifest.subset("standard", "val", "test").rows["image"]
+    assert seen and not {path.rsplit("/", 1)[-1] for path in seen} & set(held_out)
+
+
+def test_pictures_are_labelled_as_in_the_benchmark(prepare, tmp_path, manifest):
+    job.train(*prepare("full_finetune", probe_epochs=1), [0], 1)
+    test = manifest.subset("standard", "test")
+    pictures = [manifest.root / image for image in test.rows["image"]]
+    table = label_pictures(tmp_path / "v/seed0", pictures)
+    logits = pq.read_table(tmp_path / "v/seed0/predictions.test.parquet").to_pandas()
+    expected = sigmoid(logits.drop(columns="image").to_numpy(float))
+    assert list(table.columns) == ["image", *(a.name for a in manifest.attributes)]
+    np.testing.assert_allclose(table.drop(columns="image").to_numpy(), expected, atol=1e-5)
+
+
+def test_wrong_pictures_are_named(prepare, tmp_path, capsys):
+    job.train(*prepare(), [0], 1)
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"no picture")
+    assert main(["predict", "--run", str(tmp_path / "v/seed0"), str(broken)]) == 1
+    assert "broken.png: image is truncated or not an image" in capsys.readouterr().err
+    assert main(["predict", "--run", str(tmp_path / "v/seed0"), str(tmp_path / "v")]) == 1
+    assert "no pictures" in capsys.readouterr().err
+
+
+def test_seeds_are_named_streams():
+    assert derive_seed(0, "init", "a") != derive_seed(0, "init", "b")
+    assert derive_seed(0, "data") != derive_seed(1, "data")
+    assert derive_seed(0, "data") == derive_seed(0, "data")
