@@ -26,7 +26,7 @@ class MMFormer(nn.Module):
 
     def __init__(self, blocks: list[Any], norm: nn.LayerNorm, drop_path: float = 0.0) -> None:
         super().__init__()
-        from timm.layers import DropPath
+        from timm.layers.drop import DropPath
 
         self.blocks = nn.ModuleList(blocks)
         self.norm = norm
@@ -131,13 +131,15 @@ def _vit_block(width: int, heads: int) -> nn.Module:
 
     norm = partial(nn.LayerNorm, eps=1e-6)
     block = ResidualAttentionBlock(width, heads, act_layer=nn.GELU, norm_layer=norm)
-    block.attn = Attention.split(block.attn)
+    block.attn = Attention.split(block.attn)  # type: ignore[assignment]
     return block.requires_grad_(False)
 
 
 def _check_layers(wanted: int, there: int, source: str) -> None:
     if not 1 <= wanted <= there:
-        raise PedbenchError(f"mm_layers = {wanted}, but {source} has {there} blocks: use 1 to {there}")
+        raise PedbenchError(
+            f"mm_layers = {wanted}, but {source} has {there} blocks: use 1 to {there}"
+        )
 
 
 def _imagenet_vit() -> Any:

@@ -33,7 +33,8 @@ def region_patches(
         )
     if layout == "released" and regions > len(RELEASED_OFFSETS):
         raise PedbenchError(
-            f"region_mask 'released' knows {len(RELEASED_OFFSETS)} regions, not {regions}: use 'grid'"
+            f"region_mask 'released' knows {len(RELEASED_OFFSETS)} regions, not {regions}: "
+            "set region_mask to 'grid'"
         )
     margin = overlap // 2
     patches = torch.zeros(regions, rows * columns, dtype=torch.bool)

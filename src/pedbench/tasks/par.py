@@ -210,8 +210,7 @@ def attribute_metrics(
     found = {name: value[0] for name, value in label_metrics(counts, convention).items()}
     p = np.asarray(probabilities, dtype=np.float64)
     curves = [
-        _curves(p[known, a], c.positive[known, a])
-        for a, known in enumerate(c.known.T.astype(bool))
+        _curves(p[known, a], c.positive[known, a]) for a, known in enumerate(c.known.T.astype(bool))
     ]
     found["AP"], found["AUC"] = np.array(curves, dtype=np.float64).reshape(-1, 2).T
     return found
@@ -234,8 +233,8 @@ def _curves(scores: Floats, truth: Floats) -> tuple[float, float]:
 
 
 def _ratio(a: Floats, b: Floats, empty: float) -> Floats:
-    """a / b, and ``empty`` where b is 0."""
-    return np.divide(a, b, out=np.full(np.broadcast(a, b).shape, empty), where=b > 0)
+    """a / b, and ``empty`` where b is 0; NaN stays NaN."""
+    return np.divide(a, b, out=np.full(np.broadcast(a, b).shape, empty), where=b != 0)
 
 
 def _weighted_mean(values: Floats, weights: Floats, counted: Floats) -> Floats:
