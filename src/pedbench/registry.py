@@ -106,6 +106,7 @@ def read_dataclass(path: Path, name: str) -> Mapping[str, Field]:
     A field's doc is the comment on its line. Its default must be a literal; a field without
     one gets ``...``. Raises PedbenchError when the class or a literal default is missing.
     """
+    body = _class(path, name).body
     comments = _comments(path)
     return {
         node.target.id: Field(
@@ -113,7 +114,7 @@ def read_dataclass(path: Path, name: str) -> Mapping[str, Field]:
             annotation=ast.unparse(node.annotation),
             doc=comments.get(node.end_lineno or 0) or comments.get(node.lineno, ""),
         )
-        for node in _class(path, name).body
+        for node in body
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
         if not ast.unparse(node.annotation).startswith("ClassVar")
     }

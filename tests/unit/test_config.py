@@ -1,0 +1,192 @@
+from __future__ import annotations
+
+import re
+import shutil
+
+import pytest
+import yaml
+
+from pedbench import config as module
+from pedbench import registry
+from pedbench.config import ROOT, check_config, plain, protocol_of, read_protocol, resolve
+from pedbench.contracts import PedbenchError
+
+PLAN = {
+    "protocol": "embedded",
+    "backbone": "tiny_clip",
+    "datasets": ["synthetic_a/standard"],
+    "methods": ["linear_probe"],
+    "seeds": [0],
+}
+
+
+@pytest.fixture
+def shelf(tmp_path, monkeypatch):
+    """A copy of config/ and the schemas that a test may spoil."""
+    for folder in ("config", "workflow/schemas"):
+        shutil.copytree(ROOT / folder, tmp_path / folder)
+    monkeypatch.setattr(module, "ROOT", tmp_path)
+    clear = (module.read_variants.cache_clear, module.read_protocol.cache_clear)
+    for forget in clear:
+        forget()
+    yield tmp_path
+    for forget in clear:
+        forget()
+
+
+def fails(message: str):
+    return pytest.raises(PedbenchError, match=f"^{re.escape(message)}")
+
+
+@pytest.mark.parametrize("name", ["config", "smoke", "full"])
+def test_shipped_configs_are_valid(name):
+    checked = check_config(yaml.safe_load((ROOT / f"config/{name}.yaml").read_text()))
+    assert checked["threads_per_job"] >= 1
+
+
+@pytest.mark.parametrize("name", ["embedded", "paper"])
+def test_shipped_protocols_resolve_every_method(name):
+    protocol = read_protocol(name)
+    for method in registry.methods():
+        spec = resolve(method, "default", protocol)
+        assert protocol_of(spec).name == name
+        registry.load_params(method, plain(spec["params"]))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"sedes": [0]}, "c.yaml: unknown key 'sedes'; did you mean 'seeds'?"),
+        ({"qqq": 1}, "c.yaml: unknown key 'qqq' (known: protocol, backbone, datasets, "),
+        ({"seeds": 0}, "c.yaml: seeds: 0 is not of type 'array' (list of whole numbers"),
+        ({"seeds": [0, "x"]}, "c.yaml: seeds.1: 'x' is not of type 'integer' (a whole number"),
+        ({"seeds": []}, "c.yaml: seeds: [] should be non-empty"),
+        ({"datasets": ["peta"]}, "c.yaml: datasets.0: 'peta' does not match"),
+        ({"methods": ["a", "a"]}, "c.yaml: methods: ['a', 'a'] has non-unique elements"),
+        (
+            {"sweeps": {"depth": {"dataset": "a/b", "method": "m", "values": [1]}}},
+            "c.yaml: sweeps.depth: 'parameter' is missing; a field of the method's Params",
+        ),
+        (
+            {"comparison": {"alpa": 0.1}},
+            "c.yaml: comparison: unknown key 'alpa'; did you mean 'alpha'?",
+        ),
+    ],
+)
+def test_config_errors(change, message):
+    with fails(message):
+        check_config({**PLAN, **change}, "c.yaml")
+
+
+def test_missing_key_is_explained():
+    with fails("config: 'backbone' is missing; tiny_clip, or an open_clip model"):
+        check_config({key: value for key, value in PLAN.items() if key != "backbone"})
+
+
+def test_numbers_given_as_text_on_the_command_line():
+    given = {**PLAN, "seeds": ["0", "1"], "pretrain": "true", "results": "2026"}
+    checked = check_config(given)
+    assert checked["seeds"] == [0, 1] and checked["pretrain"] is True
+    assert checked["results"] == "2026"
+
+
+def test_later_layers_win_and_leave_their_origin(shelf):
+    (shelf / "config/variants.yaml").write_text("linear_probe: {hot: {lr: 0.5, epochs: 3}}")
+    file = shelf / "config/protocols/embedded.yaml"
+    document = yaml.safe_load(file.read_text())
+    document["methods"]["linear_probe"] = {"lr": 0.25}
+    file.write_text(yaml.safe_dump(document))
+    protocol = read_protocol("embedded")
+
+    def lr(label, swept=None):
+        return resolve("linear_probe", label, protocol, swept, "rates")["params"]["lr"]
+
+    source = "config/protocols/embedded.yaml: methods.linear_probe"
+    assert lr("default") == {"value": 0.25, "from": source}
+    assert lr("hot") == {"value": 0.5, "from": "config/variants.yaml: linear_probe.hot"}
+    assert lr("hot", {"lr": 1}) == {"value": 1.0, "from": "sweep rates"}
+    epochs = resolve("linear_probe", "hot", protocol)["protocol"]["epochs"]
+    assert epochs == {"value": 3, "from": "config/variants.yaml: linear_probe.hot"}
+    full = resolve("full_finetune", "default", read_protocol("paper"))["params"]["lr"]
+    assert full["from"] == "methods/full_finetune.py"
+
+
+@pytest.mark.parametrize(
+    ("variants", "message"),
+    [
+        (
+            "linear_probe: {hot: {epoch: 3}}",
+            "config/variants.yaml: linear_probe.hot: unknown key 'epoch'; did you mean 'epochs'?",
+        ),
+        (
+            "linear_probe: {hot: {lr: high}}",
+            "config/variants.yaml: linear_probe.hot: lr: 'high' is not float",
+        ),
+        (
+            "linear_probe: {hot: {version: '2'}}",
+            "config/variants.yaml: linear_probe.hot: unknown key 'version'",
+        ),
+        (
+            "linear_prob: {hot: {lr: 1}}",
+            "config/variants.yaml: unknown method 'linear_prob'; did you mean 'linear_probe'?",
+        ),
+        (
+            "linear_probe: {default: {lr: 1}}",
+            "config/variants.yaml: linear_probe.default: a label is made of letters",
+        ),
+        (
+            "linear_probe: {hot: 3}",
+            "config/variants.yaml: linear_probe.hot: 'key: value' pairs are wanted, not 3",
+        ),
+        ("linear_probe: {", "config/variants.yaml: not valid YAML: "),
+        ("- 1", "config/variants.yaml: a mapping of keys to values is wanted, not [1]"),
+    ],
+)
+def test_variant_errors(shelf, variants, message):
+    (shelf / "config/variants.yaml").write_text(variants)
+    with fails(message):
+        resolve("linear_probe", "hot", read_protocol("embedded"))
+
+
+def test_unknown_variant_and_protocol():
+    with fails("config/variants.yaml: method 'zero_shot' has no variant 'defalt'; did you mean"):
+        resolve("zero_shot", "defalt", read_protocol("embedded"))
+    with fails("unknown protocol 'embeded'; did you mean 'embedded'? (the protocols are the files"):
+        read_protocol("embeded")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("flip: true", "", "config/protocols/paper.yaml: 'flip' is missing; a protocol states"),
+        ("flip: true", "flip: maybe", "config/protocols/paper.yaml: flip: 'maybe' is not bool"),
+        (
+            "schedule: epoch_cosine",
+            "schedule: cosin",
+            "config/protocols/paper.yaml: schedule: 'cosin' is not one of 'cosine', 'constant', "
+            "'epoch_cosine', 'delayed_cosine', 'multistep'; did you mean 'cosine'?",
+        ),
+        (
+            "methods: {}",
+            "methods: {promptpra: {}}",
+            "config/protocols/paper.yaml: methods: unknown method 'promptpra'; did you mean",
+        ),
+        (
+            "methods: {}",
+            "methods: {linear_probe: {rate: 1}}",
+            "config/protocols/paper.yaml: methods.linear_probe: unknown key 'rate' (known: ",
+        ),
+    ],
+)
+def test_protocol_errors(shelf, old, new, message):
+    file = shelf / "config/protocols/paper.yaml"
+    text = file.read_text()
+    assert old in text
+    file.write_text(text.replace(old, new))
+    with fails(message):
+        resolve("linear_probe", "default", read_protocol("paper"))
+
+
+def test_params_and_protocol_share_no_name():
+    for method in registry.methods():
+        assert not registry.read_params(method).keys() & module.protocol_fields().keys()

@@ -1,0 +1,114 @@
+"""Imports point one way, the planner needs no torch, and the two folder names are safe."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import subprocess
+import sys
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+from pedbench import registry
+
+SOURCE = Path(registry.__file__).parent
+LAYERS = (
+    {"contracts", "_torchvision_guard", "files", "paths", "schedules", "registry"},
+    {"nn", "world", "config", "tasks", "manifest", "checkpoint"},
+    {"data", "plan", "runs", "results"},
+    {"stages"},  # whatever is not named in another layer
+    {"cli"},
+)
+PLUGINS_MAY = {"method": ("contracts", "nn", "tasks"), "dataset": ("contracts", "world")}
+
+
+def imported(path: Path, lazy: bool = True) -> set[str]:
+    """Modules of pedbench that ``path`` imports; type-checking imports do not count."""
+    found = set()
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    typing_only = {
+        child
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+        for child in ast.walk(node)
+    }
+    for node in ast.walk(tree) if lazy else tree.body:
+        if node in typing_only:
+            continue
+        if isinstance(node, ast.ImportFrom) and node.module == "pedbench":
+            found |= {f"pedbench.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module)
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+    return {name.removeprefix("pedbench.") for name in found if name.startswith("pedbench.")}
+
+
+def modules() -> dict[str, Path]:
+    """The core: every module of ``src/pedbench`` but the plug-ins."""
+    return {
+        ".".join(path.relative_to(SOURCE).with_suffix("").parts): path
+        for path in SOURCE.rglob("*.py")
+        if path.stem != "__init__"
+        and path.relative_to(SOURCE).parts[0] not in ("methods", "datasets")
+    }
+
+
+def layer(module: str) -> int:
+    part = module.partition(".")[0]
+    return next((i for i, names in enumerate(LAYERS) if part in names), len(LAYERS) - 2)
+
+
+def test_core_imports_downwards_only():
+    for name, path in modules().items():
+        for other in imported(path, lazy=name != "contracts"):
+            assert layer(other) <= layer(name), f"{name} imports {other}, which is above it"
+
+
+def test_core_imports_have_no_cycle():
+    known = modules()
+    graph = {n: imported(p, lazy=n != "contracts") & known.keys() for n, p in known.items()}
+    TopologicalSorter(graph).prepare()  # raises CycleError
+
+
+@pytest.mark.parametrize("kind", ["method", "dataset"])
+def test_plugins_import_what_they_may(kind):
+    names = registry.methods() if kind == "method" else registry.datasets()
+    for name in names:
+        for other in imported(registry.source_path(kind, name)):
+            assert other.partition(".")[0] in PLUGINS_MAY[kind], f"{kind} {name} imports {other}"
+
+
+def test_core_names_no_plugin():
+    for name, path in modules().items():
+        for other in imported(path):
+            assert other.partition(".")[0] not in ("methods", "datasets"), f"{name}: {other}"
+
+
+@pytest.mark.parametrize("command", ["--help", "list"])
+def test_command_starts_without_torch(command):
+    code = f"""
+import sys
+from pedbench.cli import main
+try:
+    main(["{command}"])
+except SystemExit:
+    pass
+import pedbench.config, pedbench.plan, pedbench.registry
+assert "torch" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_plugin_links_resolve():
+    for kind in ("methods", "datasets"):
+        link = SOURCE / kind
+        assert link.is_symlink() and str(link.readlink()) == f"../../{kind}"
+        assert not (link / "__init__.py").exists()
+
+
+def test_our_datasets_folder_does_not_pose_as_a_library():
+    spec = importlib.util.find_spec("datasets")
+    assert spec is None or "site-packages" in str(spec.origin)

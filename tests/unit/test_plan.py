@@ -1,0 +1,227 @@
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+import yaml
+
+from pedbench import plan as module
+from pedbench.config import ROOT, plain
+from pedbench.contracts import BaseDataset, DatasetSpec, PedbenchError
+from pedbench.plan import config_source, describe, estimate, make_plan, runs_of, visible_gpus
+
+CONFIG = {
+    "protocol": "embedded",
+    "backbone": "tiny_clip",
+    "datasets": ["synthetic_a/standard", "synthetic_a/zero_shot"],
+    "methods": ["zero_shot", "linear_probe", "promptpar/global_deep", "promptpar/global_shallow"],
+    "seeds": [0, 1, 2],
+    "seeds_per_job": 2,
+}
+SWEEP = {
+    "dataset": "synthetic_a/standard",
+    "method": "promptpar/global_deep",
+    "parameter": "prompt_length",
+    "values": [1, 25],
+}
+
+
+def fails(message: str):
+    return pytest.raises(PedbenchError, match=f"^{re.escape(message)}")
+
+
+def test_expands_in_the_order_of_the_config():
+    plan = make_plan(CONFIG)
+    assert [e.key for e in plan.experiments][:5] == [
+        "synthetic_a/standard/zero_shot/default",
+        "synthetic_a/standard/linear_probe/default",
+        "synthetic_a/standard/promptpar/global_deep",
+        "synthetic_a/standard/promptpar/global_shallow",
+        "synthetic_a/zero_shot/zero_shot/default",
+    ]
+    assert plan.notes == ()
+    assert plan.comparison.baseline == "linear_probe/default"
+
+
+def test_what_does_not_train_runs_once_and_seeds_share_jobs():
+    plan = make_plan(CONFIG)
+    markers = [b.marker for b in plan.batches if b.experiment.split == "standard"]
+    run = "results/runs/synthetic_a/standard"
+    assert markers[:3] == [
+        f"{run}/zero_shot/default/seeds0.done.json",
+        f"{run}/linear_probe/default/seeds0-1.done.json",
+        f"{run}/linear_probe/default/seeds2.done.json",
+    ]
+
+
+def test_spec_carries_origins():
+    plan = make_plan(CONFIG)
+    spec = plan.experiment("synthetic_a", "standard", "promptpar", "global_shallow").spec
+    assert spec["params"]["prompt_depth"] == {
+        "value": 1,
+        "from": "config/variants.yaml: promptpar.global_shallow",
+    }
+    assert spec["backbone"] == "tiny_clip" and spec["protocol"]["name"] == "embedded"
+    json.dumps(spec)
+
+
+def test_sweep_reuses_runs_with_the_same_values():
+    sweeps = {"length": SWEEP, "again": {**SWEEP, "values": [1, 5]}}
+    plan = make_plan({**CONFIG, "sweeps": sweeps})
+    first, again = plan.sweeps
+    assert [(p.value, p.variant) for p in first.points] == [
+        (1, "global_deep-prompt_length1"),
+        (25, "global_deep"),
+    ]
+    assert [p.variant for p in again.points] == [
+        "global_deep-prompt_length1",
+        "global_deep-prompt_length5",
+    ]
+    extra = [e for e in plan.experiments if not e.in_tables]
+    assert [e.variant for e in extra] == [
+        "global_deep-prompt_length1",
+        "global_deep-prompt_length5",
+    ]
+    assert plain(extra[0].spec["params"])["prompt_length"] == 1
+    assert extra[0].spec["params"]["prompt_length"]["from"] == "sweep length"
+
+
+def test_sweep_and_tests_without_their_method_are_left_out_with_a_note():
+    narrow = {**CONFIG, "methods": ["zero_shot"], "sweeps": {"length": SWEEP}}
+    plan = make_plan(narrow)
+    assert plan.sweeps == () and plan.comparison.baseline is None
+    assert plan.notes == (
+        "sweep length left out: promptpar/global_deep is not in the plan",
+        "no significance tests: their baseline linear_probe is not in the plan",
+    )
+    assert all(note in describe(plan, 2) for note in plan.notes)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"methods": ["linear_prob"]},
+            "c.yaml: methods: unknown method 'linear_prob'; did you mean 'linear_probe'? (the ",
+        ),
+        (
+            {"methods": ["promptpar/global_dep"]},
+            "config/variants.yaml: method 'promptpar' has no variant 'global_dep'; did you mean "
+            "'global_deep'?",
+        ),
+        (
+            {"methods": ["zero_shot", "zero_shot/default"]},
+            "c.yaml: methods: 'zero_shot/default' is there twice; delete one of them",
+        ),
+        (
+            {"datasets": ["synthetic_c/standard"]},
+            "c.yaml: datasets: unknown dataset 'synthetic_c'; did you mean 'synthetic_",
+        ),
+        (
+            {"datasets": ["synthetic_a/zeroshot"]},
+            "c.yaml: datasets: synthetic_a has no split 'zeroshot'; did you mean 'zero_shot'? (it",
+        ),
+        (
+            {"dataset_options": {"synthetic_a": {"identites": 9}}},
+            "c.yaml: synthetic_a: dataset_options: unknown key 'identites'",
+        ),
+        (
+            {"sweeps": {"length": {**SWEEP, "parameter": "promt_length"}}},
+            "c.yaml: sweeps.length: unknown key 'promt_length'; did you mean 'prompt_length'?",
+        ),
+        (
+            {"sweeps": {"length": {**SWEEP, "values": ["long"]}}},
+            "c.yaml: sweeps.length: prompt_length: 'long' is not int",
+        ),
+        (
+            {"comparison": {"baseline": "linearprobe"}},
+            "c.yaml: comparison.baseline: unknown method 'linearprobe'; did you mean 'linear_pr",
+        ),
+        ({"protocol": "papr"}, "unknown protocol 'papr'; did you mean 'paper'?"),
+    ],
+)
+def test_mistakes_are_named(change, message):
+    with fails(message):
+        make_plan({**CONFIG, **change}, "c.yaml")
+
+
+class Obtained(BaseDataset):
+    SPEC = DatasetSpec("PETA", "research only", (), ("standard",))
+
+
+def test_real_data_needs_a_folder(monkeypatch):
+    monkeypatch.setattr(module.registry, "load_dataset", lambda name: Obtained())
+    config = {**CONFIG, "datasets": ["peta/standard"]}
+    with fails("c.yaml: roots: peta (PETA) must be obtained first (research only); then name"):
+        make_plan(config, "c.yaml")
+    monkeypatch.setenv("PEDBENCH_ROOT_PETA", "/data/peta")
+    assert make_plan(config).sources["peta"].root == "/data/peta"
+    named = {**config, "roots": {"peta": "/disk/peta"}}
+    assert make_plan(named).sources["peta"].root == "/disk/peta"
+
+
+def test_generated_data_lie_below_results():
+    source = make_plan({**CONFIG, "results": "out"}).sources["synthetic_a"]
+    assert (source.root, source.manifest) == (
+        "out/data/synthetic_a",
+        "out/manifests/synthetic_a.parquet",
+    )
+
+
+def test_weights_follow_the_config():
+    shipped = make_plan(CONFIG)
+    assert shipped.weights_file is None
+    assert shipped.weights_inputs == (
+        "resources/tiny_clip/tiny_clip.safetensors",
+        "resources/tiny_clip/tiny_clip.sha256",
+    )
+    rebuilt = make_plan({**CONFIG, "pretrain": True})
+    assert rebuilt.weights_inputs == ("results/pretrain/tiny_clip.safetensors",)
+    large = {**CONFIG, "backbone": "ViT-B-16"}
+    assert make_plan(large).weights_inputs == ()
+    local = make_plan({**large, "checkpoints": {"ViT-B-16": "/w/b16.pt"}})
+    assert local.weights_file == "/w/b16.pt" and local.weights_inputs == ("/w/b16.pt",)
+
+
+def test_document_lists_every_run_and_its_digest_follows_the_plan():
+    plan = make_plan(CONFIG)
+    document = json.loads(json.dumps(plan.as_json()))
+    folders = [str(folder) for _, _, folder in runs_of(document)]
+    assert len(folders) == len(set(folders)) == 2 * (1 + 3 * 3)
+    assert folders[1] == "results/runs/synthetic_a/standard/linear_probe/default/seed0"
+    assert plan.digest == make_plan(CONFIG).digest
+    assert plan.digest != make_plan({**CONFIG, "seeds": [0, 1]}).digest
+
+
+def test_estimate_counts_open_jobs_and_cores(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    plan = make_plan(CONFIG)
+    one, two = estimate(plan, 1), estimate(plan, 2)
+    assert one > two > 0
+    for batch in plan.batches:
+        marker = tmp_path / batch.marker
+        marker.parent.mkdir(parents=True, exist_ok=True)
+        marker.touch()
+    assert estimate(plan, 1) < two
+    assert "every run is finished" in describe(plan, 2)
+
+
+def test_gpus_are_counted_from_what_is_visible(monkeypatch):
+    for visible, count in (("", 0), ("-1", 0), ("0", 1), ("0,1", 2), ("GPU-ab, GPU-cd", 2)):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        assert visible_gpus() == count
+
+
+def test_messages_name_the_config(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert config_source([tmp_path / "config/a.yaml"], {}) == "config/a.yaml"
+    assert config_source([tmp_path / "a.yaml"], {"seeds": [0]}) == "a.yaml + --config"
+
+
+def test_default_config_is_what_the_release_runs():
+    plan = make_plan(yaml.safe_load((ROOT / "config/config.yaml").read_text()))
+    trained = [e for e in plan.experiments if e.dataset == "synthetic_a"]
+    assert all(len(e.seeds) == 3 for e in trained if e.method != "zero_shot")
+    assert {sweep.name for sweep in plan.sweeps} == {"prompt_length", "prompt_depth"}
+    assert plan.notes == ()

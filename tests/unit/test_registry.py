@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from pedbench import registry
+from pedbench.contracts import PedbenchError
+from pedbench.registry import Field, checked
+
+
+@pytest.mark.parametrize("name", registry.methods())
+def test_params_read_statically_are_the_runtime_ones(name):
+    module = registry._import("method", name)
+    fields = registry.read_params(name)
+    assert [f.name for f in dataclasses.fields(module.Params)] == list(fields)
+    assert {key: field.default for key, field in fields.items()} == vars(module.Params())
+    assert registry.trains(name) == registry.load_method(name).trains
+
+
+@pytest.mark.parametrize("name", registry.methods())
+def test_every_hyperparameter_is_explained_and_checkable(name):
+    assert registry.summary("method", name)
+    for key, field in registry.read_params(name).items():
+        assert field.doc, f"Params.{key} has no comment"
+        fitted = checked(field, field.default)
+        assert (tuple(fitted) if isinstance(fitted, list) else fitted) == field.default, key
+
+
+@pytest.mark.parametrize("name", registry.datasets())
+def test_datasets_load(name):
+    assert registry.summary("dataset", name)
+    assert registry.load_dataset(name).SPEC.attributes
+
+
+def test_unknown_method_lists_close_names():
+    with pytest.raises(PedbenchError, match=r"^unknown method 'linear_prob'; did you mean 'linear"):
+        registry.source_path("method", "linear_prob")
+
+
+def test_load_params_refuses_unknown_keys():
+    with pytest.raises(PedbenchError, match="^linear_probe: unknown key 'lrr'; did you mean 'lr'"):
+        registry.load_params("linear_probe", {"lrr": 1.0})
+    assert registry.load_params("linear_probe", {"lr": 0.5}).lr == 0.5
+
+
+@pytest.mark.parametrize(
+    ("annotation", "value", "fitted"),
+    [
+        ("int", 3, 3),
+        ("float", 3, 3.0),
+        ("float", "1e-3", 1e-3),
+        ("bool", True, True),
+        ("str", "a", "a"),
+        ("int | None", None, None),
+        ("Literal['a', 'b']", "b", "b"),
+        ("Literal['a'] | None", None, None),
+        ("tuple[int, ...]", [1, 2], [1, 2]),
+        ("tuple[float, float]", (1, 2), [1.0, 2.0]),
+    ],
+)
+def test_checked_fits(annotation, value, fitted):
+    result = checked(Field(None, annotation), value)
+    assert result == fitted and type(result) is type(fitted)
+
+
+@pytest.mark.parametrize(
+    ("annotation", "value", "message"),
+    [
+        ("int", True, "True is not int"),
+        ("int", 1.5, "1.5 is not int"),
+        ("int", "3", "'3' is not int"),
+        ("float", "high", "'high' is not float"),
+        ("bool", 1, "1 is not bool"),
+        ("Literal['zero', 'random']", "rndom", "'rndom' is not one of 'zero', 'random'; did you"),
+        ("tuple[float, float]", [1.0], r"\[1.0\] is not tuple"),
+        ("tuple[int, ...]", 3, "3 is not tuple"),
+    ],
+)
+def test_checked_refuses(annotation, value, message):
+    with pytest.raises(PedbenchError, match=f"^{message}"):
+        checked(Field(None, annotation), value)
+
+
+def test_damaged_plugins_are_named(tmp_path):
+    path = tmp_path / "methods" / "lora.py"
+    path.parent.mkdir()
+    path.write_text("class Params:\n    rank: int = 2 + RANK\n")
+    with pytest.raises(PedbenchError, match=r"^methods/lora.py: line 2: Params.rank must be a lit"):
+        registry.read_dataclass(path, "Params")
+    other = path.with_name("dora.py")
+    other.write_text("class Params(:\n")
+    with pytest.raises(PedbenchError, match=r"^methods/dora.py: line 1: "):
+        registry.read_dataclass(other, "Params")
+    with pytest.raises(PedbenchError, match=r"^methods/lora.py: no class Method in it"):
+        registry._class(path, "Method")
