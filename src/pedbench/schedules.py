@@ -22,9 +22,9 @@ class Settings(Protocol):
     @property
     def warmup_epochs(self) -> float: ...
     @property
-    def warmup_factor(self) -> float: ...
+    def warmup_from(self) -> float: ...
     @property
-    def final_factor(self) -> float: ...
+    def final_lr_fraction(self) -> float: ...
 
 
 def learning_rate_factor(
@@ -36,7 +36,7 @@ def learning_rate_factor(
     for an unknown schedule.
     """
     warmup = group.get("warmup_epochs", settings.warmup_epochs)
-    start, final = settings.warmup_factor, settings.final_factor
+    start, final = settings.warmup_from, settings.final_lr_fraction
     epoch = step // steps_per_epoch + 1
     match settings.schedule:
         case "cosine":
