@@ -23,7 +23,7 @@ ATTRIBUTES = tuple(
 SKILL = {"zero_shot": 0.2, "linear_probe": 1.0, "full": 1.6, "promptpar": 1.5}
 
 
-@dataclass
+@dataclass(frozen=True)
 class FakeResults:
     """``results/`` with manifests and runs, and the arguments the stages want of it."""
 
@@ -33,6 +33,19 @@ class FakeResults:
     @property
     def manifests(self) -> dict[str, Path]:
         return {path.stem: path for path in sorted((self.root / "manifests").glob("*.parquet"))}
+
+    @property
+    def plan(self) -> dict[str, Any]:
+        """The contents of the plan.json these runs would have come from."""
+        keys = ("dataset", "split", "method", "variant")
+        variants = dict.fromkeys(folder.parent for folder in self.folders)
+        experiments = [
+            dict(zip(keys, v.parts[-4:], strict=True))
+            | {"folder": str(v), "in_tables": not v.name.startswith("swept")}
+            for v in variants
+        ]
+        comparison = {"baseline": "linear_probe/default", "alpha": 0.05}
+        return {"experiments": experiments, "sweeps": [], "comparison": comparison}
 
 
 def fake_results(
@@ -86,6 +99,7 @@ def fake_run(
     folder = root.joinpath("runs", *key[:4], f"seed{key[4]}")
     config = fake_config(key, manifest.digest)
     write_json(folder / "config.json", config)
+    write_json(folder.parent / "config.json", config)
     rng = np.random.default_rng([crc32(":".join(key[:4]).encode()), key[4]])
     for subset in ("val", "test"):
         images = manifest.subset(key[1], subset)
@@ -102,7 +116,7 @@ def fake_run(
 
 
 def fake_config(key: tuple[str, str, str, str, int], manifest_digest: str) -> dict[str, Any]:
-    protocol = {"name": "embedded", "version": 1, "threshold": 0.5, "f1": "instance"}
+    protocol = {"name": "embedded", "version": "1", "threshold": 0.5, "f1": "instance"}
     config = {
         **dict(zip(("dataset", "split", "method", "variant", "seed"), key, strict=True)),
         "backbone": {"value": "tiny", "from": "config.yaml"},

@@ -119,12 +119,14 @@ def parser() -> argparse.ArgumentParser:
     one = add("figures", figures, "prompt-length, prompt-depth and overview plots, PDF + PNG")
     one.add_argument("--plan", required=True, type=Path)
     one.add_argument("--long", required=True, type=Path)
+    one.add_argument("--stats", required=True, type=Path)
     one.add_argument("--out", required=True, type=Path)
 
     one = add("tables", tables, "paper-style tables as CSV, Markdown and LaTeX")
     one.add_argument("--plan", required=True, type=Path)
     one.add_argument("--long", required=True, type=Path)
     one.add_argument("--stats", required=True, type=Path)
+    one.add_argument("--figures", required=True, type=Path)
     one.add_argument("--out", required=True, type=Path)
 
     one = add("track", track, "mirror the run folders into MLflow")
@@ -247,24 +249,26 @@ def collect(plan: Path, out: Path) -> None:
 
 
 def compare(plan: Path, long: Path, out: Path) -> None:
+    from pedbench.plan import runs_of
     from pedbench.stats import compare as compare_runs
 
-    document, folders, manifests = _read_plan(plan)
+    document, _, manifests = _read_plan(plan)
+    folders = [folder for e, _, folder in runs_of(document) if e["in_tables"]]
     compare_runs(folders, manifests, out, **document["comparison"])
 
 
-def figures(plan: Path, long: Path, out: Path) -> None:
+def figures(plan: Path, long: Path, stats: Path, out: Path) -> None:
     from pedbench.figures import write_figures
 
     document, *_ = _read_plan(plan)
-    write_figures(long, document, out)
+    write_figures(long, stats, document, out)
 
 
-def tables(plan: Path, long: Path, stats: Path, out: Path) -> None:
+def tables(plan: Path, long: Path, stats: Path, figures: Path, out: Path) -> None:
     from pedbench.tables import write_tables
 
     document, *_ = _read_plan(plan)
-    write_tables(long, stats, document, out)
+    write_tables(long, stats, figures, document, out)
 
 
 def track(plan: Path, out: Path) -> None:

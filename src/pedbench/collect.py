@@ -62,6 +62,13 @@ def read_long(path: Path) -> pd.DataFrame:
         raise PedbenchError(f"{path}: not readable ({error}); delete it and run again") from error
 
 
+def select(table: pd.DataFrame, **values: Any) -> pd.DataFrame:
+    """The rows of ``table`` whose columns have these ``values``."""
+    for name, value in values.items():  # noqa: B007
+        table = table.query(f"{name} == @value")
+    return table
+
+
 def _protocol(run: Run) -> str:
     p = run.protocol
     return f"{run.protocol_label}, threshold {p['threshold']}, F1 {p['f1']}"

@@ -59,6 +59,11 @@ class Predictions:
     identity: np.ndarray
 
 
+def read_variant(folder: Path) -> Mapping[str, Any]:
+    """The plain values of the variant whose seeds lie below ``folder``."""
+    return plain(read_json(folder / "config.json"))
+
+
 def read_run(folder: Path) -> Run:
     """Raises PedbenchError when the folder's config.json is missing, damaged or incomplete."""
     path = folder / "config.json"
@@ -106,9 +111,9 @@ def read_predictions(run: Run, manifest: Manifest, subset: str) -> Predictions:
     return Predictions(attributes, sigmoid(logits), images.labels, identity)
 
 
-def headline(run: Run) -> str:
-    """The metric that "F1" stands for under the run's protocol."""
-    return f"F1_{run.protocol['f1']}"
+def headline(protocol: Mapping[str, Any]) -> str:
+    """The metric that "F1" stands for under ``protocol``."""
+    return f"F1_{protocol['f1']}"
 
 
 def display_name(method: str, variant: str) -> str:

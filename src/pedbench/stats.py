@@ -32,7 +32,16 @@ Unit = Literal["image", "identity"]
 Variant = tuple[str, str]  # method, variant
 Row = dict[str, Any]
 
-BASELINE_FILE, PAIRS_FILE = "vs_baseline.csv", "all_pairs.csv"
+INTERVALS, VS_BASELINE, ALL_PAIRS = "intervals.csv", "vs_baseline.csv", "all_pairs.csv"
+INTERVAL_COLUMNS = (
+    *("dataset", "split", "metric", "method", "variant", "value", "ci_low", "ci_high"),
+    *("se_images", "se_seeds", "df", "seeds", "unit", "resamples"),
+)
+TEST_COLUMNS = (
+    *("dataset", "split", "metric", "method", "variant", "against_method", "against_variant"),
+    *("difference", "ci_low", "ci_high", "se_images", "se_seeds", "df", "seeds", "p", "p_holm"),
+    *("significant", "family", "unit", "resamples"),
+)
 CHUNK = 4_000_000  # weights (resamples x images) held at once
 
 
@@ -48,13 +57,10 @@ Samples = Mapping[str, Mapping[Variant, Sample]]  # by metric, then variant
 
 
 @dataclass(frozen=True)
-class Difference:
-    """``a - b``, its confidence interval and its test; all but df, p and seeds in the unit of
-    the metric."""
+class Estimate:
+    """A mean over seeds with its confidence interval, and the p-value of "it is zero"."""
 
-    a: float
-    b: float
-    difference: float
+    value: float
     ci_low: float
     ci_high: float
     se_images: float
@@ -76,14 +82,15 @@ def compare(
     seed: int = 0,
     unit: Unit = "image",
 ) -> None:
-    """Test the runs of ``folders`` on the test subset and write two CSV files below ``out``.
+    """Test the runs of ``folders`` on the test subset and write three CSV files below ``out``.
 
-    ``vs_baseline.csv`` compares every variant with ``baseline`` ("method/variant"; no rows where
-    it was not run), ``all_pairs.csv`` all with all. In each file Holm's correction spans all
-    comparisons x ``metrics`` of one dataset and split. Metrics are those of ``par.RESAMPLED``,
-    or "F1" for the protocol's definition; numbers are in percent.
+    ``intervals.csv`` holds every variant's metrics, ``vs_baseline.csv`` the difference of every
+    variant to ``baseline`` ("method/variant"; no rows where it was not run), ``all_pairs.csv``
+    all differences. In each of the last two, Holm's correction spans all comparisons x
+    ``metrics`` of one dataset and split. Metrics are those of ``par.RESAMPLED``, or "F1" for the
+    protocol's definition; numbers are in percent.
     """
-    against, pairs = [], []
+    files: dict[str, list[Row]] = {INTERVALS: [], VS_BASELINE: [], ALL_PAIRS: []}
     for (dataset, split), group in groupby(read_runs(folders), lambda r: (r.dataset, r.split)):
         runs = list(group)
         check_comparable(runs)
@@ -92,20 +99,25 @@ def compare(
         manifest = read_manifest(Path(manifests[dataset]))
         samples = resample_runs(runs, manifest, metrics, resamples, unit, rng)
         variants = sorted({(run.method, run.variant) for run in runs})
+        pairs = list(combinations(variants, 2))
         versus = [(v, b) for b, v in permutations(variants, 2) if "/".join(b) == baseline]
         place = {"dataset": dataset, "split": split, "unit": unit, "resamples": resamples}
-        against += [place | row for row in family(samples, versus, alpha)]
-        pairs += [place | row for row in family(samples, [*combinations(variants, 2)], alpha)]
-    for name, rows in ((BASELINE_FILE, against), (PAIRS_FILE, pairs)):
-        text = pd.DataFrame(rows, columns=COLUMNS).to_csv(index=False, float_format="%.6g")
+        files[INTERVALS] += [place | row for row in intervals(samples, alpha)]
+        files[VS_BASELINE] += [place | row for row in family(samples, versus, alpha)]
+        files[ALL_PAIRS] += [place | row for row in family(samples, pairs, alpha)]
+    for name, rows in files.items():
+        columns = INTERVAL_COLUMNS if name == INTERVALS else TEST_COLUMNS
+        text = pd.DataFrame(rows, columns=columns).to_csv(index=False, float_format="%.6g")
         write_text(out / name, text)
 
 
-COLUMNS = [
-    *("dataset", "split", "metric", "method", "variant", "against_method", "against_variant"),
-    *Difference.__dataclass_fields__,
-    *("p_holm", "significant", "family", "unit", "resamples"),
-]
+def read_stats(path: Path) -> pd.DataFrame:
+    """One of the CSV files of ``compare``; it may have no rows."""
+    try:
+        rows = pd.read_csv(path, keep_default_na=False)
+    except (OSError, ValueError) as error:
+        raise PedbenchError(f"{path}: not readable ({error}); delete it and run again") from error
+    return rows.astype({"significant": bool}) if "significant" in rows else rows
 
 
 def resample_runs(
@@ -122,7 +134,7 @@ def resample_runs(
     for weights in draw(units_of(predictions[0].identity, unit), resamples, rng):
         for run, p in zip(runs, predictions, strict=True):
             for metric in metrics:
-                name = headline(run) if metric == "F1" else metric
+                name = headline(run.protocol) if metric == "F1" else metric
                 args = name, p.probabilities, p.labels, weights, run.protocol["threshold"]
                 parts[metric, run].append(100 * par.resampled(*args))
     samples: Samples = {metric: defaultdict(lambda: Sample({}, {})) for metric in metrics}
@@ -157,19 +169,33 @@ def draw(units: np.ndarray, resamples: int, rng: Generator) -> Iterator[Floats]:
         yield rng.multinomial(count, np.full(count, 1 / count), size)[:, units].astype(np.float64)
 
 
+def intervals(samples: Samples, alpha: float) -> list[Row]:
+    """One row for each metric and variant: its value and confidence interval."""
+    rows = []
+    for metric, by_variant in samples.items():
+        for (method, variant), s in sorted(by_variant.items()):
+            seeds = sorted(s.value)
+            of = estimate([s.value[i] for i in seeds], [s.resampled[i] for i in seeds], alpha)
+            rows.append({"metric": metric, "method": method, "variant": variant, **asdict(of)})
+    return rows
+
+
 def family(samples: Samples, pairs: Sequence[tuple[Variant, Variant]], alpha: float) -> list[Row]:
-    """One row for each metric and pair; Holm's correction over all of them."""
+    """One row for each metric and pair: their difference; Holm's correction over all of them."""
     tests = [(m, a, b, difference(s[a], s[b], alpha)) for m, s in samples.items() for a, b in pairs]
     if not tests:
         return []
-    p = np.array([test.p for *_, test in tests])
-    significant, p_holm = multipletests(p, alpha, method="holm")[:2]
+    p = [test.p for *_, test in tests]
+    significant, p_holm = map(np.asarray, multipletests(p, alpha, method="holm")[:2])
     return [
         {
             "metric": metric,
-            **dict(zip(("method", "variant"), a, strict=True)),
-            **dict(zip(("against_method", "against_variant"), b, strict=True)),
+            "method": a[0],
+            "variant": a[1],
+            "against_method": b[0],
+            "against_variant": b[1],
             **asdict(test),
+            "difference": test.value,
             "p_holm": float(p_holm[i]),
             "significant": bool(significant[i]),
             "family": len(tests),
@@ -178,33 +204,35 @@ def family(samples: Samples, pairs: Sequence[tuple[Variant, Variant]], alpha: fl
     ]
 
 
-def difference(a: Sample, b: Sample, alpha: float = 0.05) -> Difference:
-    """Test whether the mean over seeds of ``a - b`` is zero, seed paired with seed.
+def difference(a: Sample, b: Sample, alpha: float = 0.05) -> Estimate:
+    """The mean over seeds of ``a - b``, seed paired with seed."""
+    pairs = pair_seeds(sorted(a.value), sorted(b.value))
+    values = [a.value[i] - b.value[j] for i, j in pairs]
+    return estimate(values, [a.resampled[i] - b.resampled[j] for i, j in pairs], alpha)
 
-    The squared standard error is the variance of that mean over the resampled images plus the
-    variance between seeds over their number; t distribution with Satterthwaite's degrees of
-    freedom. With one pair of runs only the images vary.
+
+def estimate(values: Sequence[float], resampled: Sequence[Floats], alpha: float) -> Estimate:
+    """The mean of S ``values``, one per seed, each with its R resamples over the images.
+
+    The squared standard error is the variance of the mean over the resampled images plus the
+    variance between seeds divided by S; the reference is the t distribution with Satterthwaite's
+    degrees of freedom. With one seed only the images vary.
     """
-    seeds = pair_seeds(sorted(a.value), sorted(b.value))
-    values = np.array([a.value[i] - b.value[j] for i, j in seeds])
-    over_images = np.mean([a.resampled[i] - b.resampled[j] for i, j in seeds], axis=0)
-    images = over_images.var(ddof=1)
-    between = values.var(ddof=1) / len(seeds) if len(seeds) > 1 else 0.0
-    se = np.sqrt(images + between)
-    df = (images + between) ** 2 / between**2 * (len(seeds) - 1) if between > 0 else np.inf
-    mean = values.mean()
+    seeds = len(values)
+    images = np.mean(resampled, axis=0).var(ddof=1)
+    between = np.var(values, ddof=1) / seeds if seeds > 1 else 0.0
+    df = (images + between) ** 2 / between**2 * (seeds - 1) if between > 0 else np.inf
+    mean, se = np.mean(values), np.sqrt(images + between)
     half = student.ppf(1 - alpha / 2, df) * se
-    return Difference(
-        a=float(np.mean([a.value[i] for i, _ in seeds])),
-        b=float(np.mean([b.value[j] for _, j in seeds])),
-        difference=float(mean),
+    return Estimate(
+        value=float(mean),
         ci_low=float(mean - half),
         ci_high=float(mean + half),
         se_images=float(np.sqrt(images)),
         se_seeds=float(np.sqrt(between)),
         df=float(df),
         p=float(2 * student.sf(abs(mean) / se, df)) if se > 0 else float(mean == 0),
-        seeds=len(seeds),
+        seeds=seeds,
     )
 
 

@@ -48,6 +48,7 @@ rule figures:
     input:
         plan=f"{RESULTS}/plan.json",
         long=f"{RESULTS}/long.parquet",
+        stats=f"{RESULTS}/stats",
     output:
         directory(f"{RESULTS}/figures"),
     log:
@@ -55,7 +56,8 @@ rule figures:
     conda:
         "../envs/pedbench.yaml"
     shell:
-        "pedbench figures --plan {input.plan} --long {input.long} --out {output} > {log} 2>&1"
+        "pedbench figures --plan {input.plan} --long {input.long} --stats {input.stats}"
+        " --out {output} > {log} 2>&1"
 
 
 rule track:
@@ -87,4 +89,4 @@ rule tables:
         "../envs/pedbench.yaml"
     shell:
         "pedbench tables --plan {input.plan} --long {input.long} --stats {input.stats}"
-        " --out {output} > {log} 2>&1"
+        " --figures {input.figures} --out {output} > {log} 2>&1"

@@ -1,0 +1,291 @@
+"""From the long table to ``results/tables/``: CSV, Markdown and LaTeX, one table per split."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from pedbench.collect import read_long, select
+from pedbench.config import read_protocol
+from pedbench.contracts import PedbenchError
+from pedbench.files import explain_os_error, write_text
+from pedbench.results import display_name, headline, read_variant
+from pedbench.stats import ALL_PAIRS, INTERVALS, VS_BASELINE, read_stats
+
+Experiment = Mapping[str, Any]  # dataset, split, method, variant, seeds, folder
+ROW = ["dataset", "split", "method", "variant"]
+INSTANCE = {"mA": "mA", "Acc": "accuracy", "Prec": "precision", "Recall": "recall"}
+F1_MEANING = {
+    "instance": "mean of the F1 of each image",
+    "harmonic": "harmonic mean of mean precision and mean recall",
+}
+ABSENT, BETTER, WORSE = "–", "↑", "↓"
+IN_WORDS = {
+    "stretch": "stretch (native 2:1 input)",
+    "pad_square": "pad_square (square padding)",
+    "clip_last_block": "clip_last_block (last visual block of the CLIP)",
+}
+WITHOUT_EFFECT = ("version", "eval_batch_size", "checkpoint_steps")  # settings that move no score
+LATEX = str.maketrans(
+    {
+        **{symbol: f"\\{symbol}" for symbol in "&%$#_{}"},
+        "\\": r"\textbackslash{}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        "<": r"\textless{}",
+        ">": r"\textgreater{}",
+        "±": r"$\pm$",
+        ABSENT: "--",
+        BETTER: r"$\uparrow$",
+        WORSE: r"$\downarrow$",
+    }
+)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One metric of one variant over its seeds, in percent; ranks 1 and 2 are set off."""
+
+    mean: float = float("nan")
+    sd: float = float("nan")
+    seeds: int = 0
+    mark: str = ""
+    rank: int = 0
+
+    @property
+    def text(self) -> str:
+        if np.isnan(self.mean):
+            return ABSENT
+        spread = f" ± {self.sd:.2f}" if self.seeds > 1 else ""
+        return f"{self.mean:.2f}{spread}{self.mark}"
+
+    def markdown(self) -> str:
+        return {1: f"**{self.text}**", 2: f"<u>{self.text}</u>"}.get(self.rank, self.text)
+
+    def latex(self) -> str:
+        text = latex(self.text)
+        return {1: f"\\textbf{{{text}}}", 2: f"\\underline{{{text}}}"}.get(self.rank, text)
+
+
+@dataclass(frozen=True)
+class Table:
+    """``cells``: rows are (method, variant), columns (dataset, metric), values :class:`Cell`."""
+
+    name: str
+    title: str
+    caption: str
+    cells: pd.DataFrame
+
+
+def write_tables(
+    long: Path, stats: Path, figures: Path, plan: Mapping[str, Any], out: Path
+) -> None:
+    """Fill ``out``, which is emptied first: a table per split, attributes, tests, an index.
+
+    ``plan`` holds the contents of plan.json; ``stats`` and ``figures`` are the folders that
+    ``stats.compare`` and ``figures.write_figures`` wrote.
+    """
+    experiments = [e for e in plan["experiments"] if e["in_tables"]]
+    alpha = plan["comparison"]["alpha"]
+    try:
+        if out.exists():
+            shutil.rmtree(out)
+    except OSError as error:
+        raise PedbenchError(explain_os_error(out, error)) from error
+    scores = test_scores(read_long(long), experiments)
+    tests = read_stats(stats / VS_BASELINE)
+    splits = dict.fromkeys(experiment["split"] for experiment in experiments)
+    tables = [make_table(split, experiments, scores, tests, alpha) for split in splits]
+    for table in tables:
+        write_text(out / f"{table.name}.csv", to_csv(table))
+        write_text(out / f"{table.name}.md", to_markdown(table))
+        write_text(out / f"{table.name}.tex", to_latex(table))
+    write_text(out / "attributes.csv", attributes_csv(scores))
+    for name in (INTERVALS, VS_BASELINE, ALL_PAIRS):
+        write_text(out / name, (stats / name).read_text(encoding="utf-8"))
+    write_text(out / "index.md", index(tables, sorted(figures.glob("*.png")), out))
+
+
+def test_scores(long: pd.DataFrame, experiments: Sequence[Experiment]) -> pd.DataFrame:
+    """The long table's test rows of ``experiments``, in percent."""
+    wanted = pd.DataFrame([{key: e[key] for key in ROW} for e in experiments])
+    scores = select(long, subset="test").merge(wanted, on=ROW)
+    return scores.assign(value=100 * scores["value"])
+
+
+def make_table(
+    split: str,
+    experiments: Sequence[Experiment],
+    scores: pd.DataFrame,
+    tests: pd.DataFrame,
+    alpha: float,
+) -> Table:
+    """All datasets that have ``split`` side by side; a variant missing from one is absent."""
+    shown = [e for e in experiments if e["split"] == split]
+    configs = [read_variant(Path(e["folder"])) for e in shown]
+    f1 = headline(configs[0]["protocol"])
+    metrics = {**INSTANCE, f"F1 ({configs[0]['protocol']['f1']})": f1}
+    overall = select(scores, split=split, attribute="")
+    tests = select(tests, split=split)
+    marks = significance_marks(tests)
+    columns = {}
+    for dataset in dict.fromkeys(e["dataset"] for e in shown):
+        for label, metric in metrics.items():
+            here = select(overall, dataset=dataset, metric=metric)
+            name = "F1" if metric == f1 else metric
+            columns[dataset, label] = _column(here, marks.get((dataset, name), {}))
+    rows = list(dict.fromkeys((e["method"], e["variant"]) for e in shown))
+    cells = pd.DataFrame({c: [cell.get(r, Cell()) for r in rows] for c, cell in columns.items()})
+    cells.index = pd.MultiIndex.from_tuples(rows)
+    title = f"Pedestrian attribute recognition, {split.replace('_', '-')} split"
+    return Table(split, title, caption(title, configs, overall, tests, alpha), cells)
+
+
+def _column(scores: pd.DataFrame, marks: Mapping[tuple[str, str], str]) -> dict[Any, Cell]:
+    cells = {}
+    for row, values in scores.groupby(["method", "variant"])["value"]:
+        mean, sd = values.mean(skipna=False), values.std(skipna=False)
+        cells[row] = Cell(mean, sd, len(values), marks.get(row, ""))  # type: ignore[arg-type]
+    shown = sorted({round(cell.mean, 2) for cell in cells.values()} - {np.nan}, reverse=True)
+    ranks = {value: rank for rank, value in enumerate(shown[:2], start=1)}
+    return {row: replace(c, rank=ranks.get(round(c.mean, 2), 0)) for row, c in cells.items()}
+
+
+def significance_marks(tests: pd.DataFrame) -> dict[tuple[str, str], dict[tuple[str, str], str]]:
+    """(dataset, metric) -> (method, variant) -> the mark of a significant difference."""
+    marks: dict[tuple[str, str], dict[tuple[str, str], str]] = {}
+    for test in select(tests, significant=True).to_dict("records"):
+        mark = BETTER if test["difference"] > 0 else WORSE
+        place = test["dataset"], test["metric"]
+        marks.setdefault(place, {})[test["method"], test["variant"]] = mark
+    return marks
+
+
+def caption(
+    title: str,
+    configs: Sequence[Mapping[str, Any]],
+    scores: pd.DataFrame,
+    tests: pd.DataFrame,
+    alpha: float,
+) -> str:
+    """What the numbers are, under which settings, and what the marks mean."""
+    protocol = configs[0]["protocol"]
+    backbones = ", ".join(dict.fromkeys(str(config["backbone"]) for config in configs))
+    seeds = ", ".join(str(seed) for seed in sorted(scores["seed"].unique()))
+    sentences = [
+        f"{title}, test images, in percent",
+        f"Mean ± standard deviation over the seeds {seeds}; without ±: one run",
+        f"Protocol {protocol['name']} (version {protocol['version']}), backbone {backbones}, "
+        f"threshold {protocol['threshold']}, F1 ({protocol['f1']}): {F1_MEANING[protocol['f1']]}",
+        "Bold: best; underlined: second",
+    ]
+    if len(tests):
+        first = tests.iloc[0]
+        sentences.append(
+            f"{BETTER} {WORSE}: above or below "
+            f"{display_name(first['against_method'], first['against_variant'])} in mA or F1, "
+            f"paired bootstrap of the test {first['unit']}s ({first['resamples']} resamples), "
+            f"p < {alpha} after Holm's correction over the {first['family']} tests of a dataset"
+        )
+    methods = dict.fromkeys(config["method"] for config in configs)
+    return ". ".join([*sentences, *departures(protocol["name"], list(methods))]) + "."
+
+
+def departures(name: str, methods: Sequence[str]) -> list[str]:
+    """One sentence on every setting of protocol ``name`` that is not the paper's, if any."""
+    protocol, paper = read_protocol(name), read_protocol("paper").values
+    changed = [
+        f"{key} {IN_WORDS.get(value, value)} instead of {IN_WORDS.get(paper[key], paper[key])}"
+        for key, value in protocol.values.items()
+        if value != paper[key] and key not in WITHOUT_EFFECT
+    ]
+    own = [
+        f"{display_name(method, 'default')} with "
+        + ", ".join(f"{k} {IN_WORDS.get(v, v)}" for k, v in protocol.methods[method].items())
+        for method in methods
+        if protocol.methods.get(method)
+    ]
+    if not changed + own:
+        return []
+    return [f"Departures from the paper's protocol: {'; '.join([', '.join(changed), *own])}"]
+
+
+def to_csv(table: Table) -> str:
+    """Numbers for machines: one row per variant, dataset and metric."""
+    rows = []
+    for (method, variant), cells in zip(table.cells.index, table.cells.to_numpy(), strict=True):
+        for (dataset, metric), cell in zip(table.cells, cells, strict=True):
+            place = {"dataset": dataset, "split": table.name, "method": method, "variant": variant}
+            name = {"name": display_name(method, variant), "metric": metric}
+            value = {"mean": cell.mean, "sd": cell.sd, "seeds": cell.seeds, "mark": cell.mark}
+            rows.append({**place, **name, **value})
+    return pd.DataFrame(rows).to_csv(index=False, float_format="%.4f")
+
+
+def to_markdown(table: Table) -> str:
+    header = ["Method", *(f"{dataset} {metric}" for dataset, metric in table.cells)]
+    lines = [header, ["---"] + ["---:"] * (len(header) - 1)]
+    for row, cells in zip(table.cells.index, table.cells.to_numpy(), strict=True):
+        lines.append([display_name(*row), *(cell.markdown() for cell in cells)])
+    body = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return f"{body}\n\n{table.caption}\n"
+
+
+def to_latex(table: Table) -> str:
+    """A float for a document with the packages booktabs and graphicx; as wide as the page."""
+    named = table.cells.set_axis([display_name(*row) for row in table.cells.index])
+    style: Any = named.style.format(Cell.latex)
+    style = style.format_index(latex, axis=0).format_index(latex, axis=1)
+    text = style.to_latex(
+        hrules=True,
+        column_format="l" + "c" * len(named.columns),
+        multicol_align="c",
+        environment="table*",
+        position="t",
+        position_float="centering",
+        caption=latex(table.caption),
+        label=f"tab:{table.name}",
+    )
+    text = text.replace(r"\begin{tabular}", "\\resizebox{\\textwidth}{!}{%\n\\begin{tabular}")
+    return text.replace(r"\end{tabular}", "\\end{tabular}}")
+
+
+def latex(text: str) -> str:
+    """``text`` with LaTeX's special characters escaped."""
+    return text.translate(LATEX)
+
+
+def attributes_csv(scores: pd.DataFrame) -> str:
+    """Every metric of every attribute, mean and standard deviation over the seeds."""
+    rows = scores.query("attribute != ''")
+    values = rows.groupby([*ROW, "attribute", "metric"])["value"]
+    found = values.agg(mean="mean", sd="std", defined="count", size="size").reset_index()
+    gaps = found["defined"] < found["size"]
+    found.loc[gaps, ["mean", "sd"]] = float("nan")  # no average over a gap
+    return found.drop(columns=["defined", "size"]).to_csv(index=False, float_format="%.4f")
+
+
+def index(tables: Sequence[Table], pictures: Sequence[Path], out: Path) -> str:
+    """All tables and figures on one page."""
+    parts = ["# Results\n"]
+    for table in tables:
+        links = ", ".join(f"[{kind}]({table.name}.{kind})" for kind in ("csv", "md", "tex"))
+        parts.append(f"## {table.title}\n\n{to_markdown(table)}\n{links}\n")
+    parts.append(
+        "## Numbers behind the tables\n\n"
+        f"- [{VS_BASELINE}]({VS_BASELINE}): tests against the baseline\n"
+        f"- [{ALL_PAIRS}]({ALL_PAIRS}): tests of all pairs\n"
+        f"- [{INTERVALS}]({INTERVALS}): confidence intervals\n"
+        "- [attributes.csv](attributes.csv): metrics of each attribute\n"
+    )
+    if pictures:
+        parts.append("## Figures\n")
+        parts += [f"![{p.stem}]({os.path.relpath(p, out)})\n" for p in pictures]
+    return "\n".join(parts)
