@@ -11,13 +11,20 @@ from snakemake.exceptions import WorkflowError
 from snakemake.utils import min_version
 
 from pedbench.contracts import PedbenchError
-from pedbench.plan import config_source, describe, make_plan, visible_gpus
+from pedbench.plan import (
+    check_results_folder,
+    config_source,
+    describe,
+    make_plan,
+    visible_gpus,
+)
 
 min_version("9.0")
 
 try:
     source = config_source(workflow.configfiles, workflow.config_settings.config)
     PLAN = make_plan(config, source)
+    check_results_folder(PLAN.results)
 except PedbenchError as error:
     raise WorkflowError(str(error)) from None
 

@@ -210,6 +210,18 @@ def make_plan(config: Mapping[str, Any], source: str = "config") -> Plan:
     )
 
 
+def check_results_folder(results: str) -> None:
+    """Raises PedbenchError unless ``results`` is, or can be made, a folder to write into."""
+    path = Path(results).absolute()
+    nearest = next(place for place in (path, *path.parents) if place.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        what = "cannot be written" if nearest.is_dir() else "is a file"
+        raise PedbenchError(
+            f"{results}: the results folder cannot be used: {nearest} {what}. Make it writable, or "
+            "name another with 'results' in the config"
+        )
+
+
 def config_source(files: Iterable[Path], overrides: Mapping[str, Any]) -> str:
     """How messages name a config: its files, and ``--config`` if that was given."""
     names = [os.path.relpath(file) for file in files] + (["--config"] if overrides else [])

@@ -9,7 +9,15 @@ import yaml
 from pedbench import plan as module
 from pedbench.config import ROOT, plain
 from pedbench.contracts import BaseDataset, DatasetSpec, PedbenchError
-from pedbench.plan import config_source, describe, estimate, make_plan, runs_of, visible_gpus
+from pedbench.plan import (
+    check_results_folder,
+    config_source,
+    describe,
+    estimate,
+    make_plan,
+    runs_of,
+    visible_gpus,
+)
 
 CONFIG = {
     "protocol": "embedded",
@@ -205,6 +213,15 @@ def test_estimate_counts_open_jobs_and_cores(tmp_path, monkeypatch):
         marker.touch()
     assert estimate(plan, 1) < two
     assert "every run is finished" in describe(plan, 2)
+
+
+def test_results_folder_that_is_a_file_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    check_results_folder("results/deep")
+    (tmp_path / "results").write_text("")
+    with fails("results/deep: the results folder cannot be used: "):
+        check_results_folder("results/deep")
+    assert (tmp_path / "results").read_text() == ""
 
 
 def test_gpus_are_counted_from_what_is_visible(monkeypatch):

@@ -1,0 +1,71 @@
+"""What Snakemake would do: no job is run."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from checkout import Checkout
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory):
+    return Checkout.make(tmp_path_factory.mktemp("dag") / "pedbench")
+
+
+def jobs(text: str) -> dict[str, int]:
+    """Rule -> number of jobs, from the first table of a dry run."""
+    table = text.partition("Job stats:")[2].partition("total")[0]
+    return {rule: int(n) for rule, n in re.findall(r"^(\w+) +(\d+)$", table, re.MULTILINE)}
+
+
+def test_default_config_comes_from_the_profile(checkout):
+    found = jobs(checkout.snakemake("-n", "results/tables"))
+    assert found["train"] == found["resolve"] == 7 * 3 + 6  # 6 sweep points are runs of their own
+    for rule in ("plan", "weights", "score", "collect", "compare", "figures", "track", "tables"):
+        assert found[rule] == 1, rule
+    assert found["manifest"] == 2 and "pretrain" not in found
+
+
+def test_another_config_replaces_the_default(checkout):
+    text = checkout.snakemake("-n", "results/smoke/tables", "--configfile", "config/smoke.yaml")
+    assert jobs(text)["train"] == 2  # nothing of the default's datasets, methods and sweeps
+
+
+def test_full_config(checkout):
+    text = checkout.snakemake("-n", "results/full/tables", "--configfile", "config/full.yaml")
+    assert jobs(text)["train"] > 100
+
+
+def test_command_line_narrows(checkout):
+    narrow = ("--config", "methods=[zero_shot,linear_probe]", "seeds=[0]")
+    assert jobs(checkout.snakemake("-n", "results/tables", *narrow))["train"] == 6
+
+
+def test_pretrain_is_a_target_and_upstream_on_request_only(checkout):
+    assert jobs(checkout.snakemake("-n", "pretrain")) == {"pretrain": 1}
+    asked = checkout.snakemake("-n", "results/tables", "--config", "pretrain=true")
+    assert jobs(asked)["pretrain"] == 1
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("methods=[zero_shot,linear_prob]", "unknown method 'linear_prob'; did you mean 'linear_"),
+        ("sedes=[0]", "unknown key 'sedes'; did you mean 'seeds'?"),
+        ("results=Snakefile", "Snakefile: the results folder cannot be used"),
+    ],
+)
+def test_mistakes_end_in_one_paragraph(checkout, override, message):
+    done = checkout.run("snakemake", "-n", "--cores", "2", "results/tables", "--config", override)
+    assert done.returncode == 1
+    assert message in done.stdout and "Traceback" not in done.stdout
+    assert len(done.stdout.splitlines()) <= 5
+
+
+def test_gpus_are_claimed_one_per_job_where_there_are_any(checkout, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    text = checkout.snakemake("-n", "results/tables")
+    assert re.search(r"rule train:.*?gpu=1", text, re.DOTALL)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert "gpu=1" not in checkout.snakemake("-n", "results/tables")
