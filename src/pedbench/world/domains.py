@@ -105,6 +105,6 @@ TARGET_B = Domain(
         Camera(**_MILD, grey=True, backdrop=(0.62, 0.62, 0.62), tilt=(0.0, 0.12)),
     ),
     _all_but(
-        "bald", "black hair", "muffler", "plaid", "black trousers", "sandals", "box", "elderly"
+        *("bald", "black hair", "stripes", "trousers", "black trousers", "box", "child", "elderly")
     ),
 )
