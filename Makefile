@@ -35,7 +35,7 @@ check: install
 	snakemake --lint
 
 test: check
-	OMP_NUM_THREADS=1 pytest -n 2 -m "not system"
+	OMP_NUM_THREADS=1 pytest -n 2 --dist loadfile -m "not system"
 
 # Long checks; tools that are absent skip by name, with PEDBENCH_REQUIRE_TOOLS=1 they fail.
 test-system: install

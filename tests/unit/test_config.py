@@ -190,3 +190,14 @@ def test_protocol_errors(shelf, old, new, message):
 def test_params_and_protocol_share_no_name():
     for method in registry.methods():
         assert not registry.read_params(method).keys() & module.protocol_fields().keys()
+
+
+def test_every_key_of_a_plan_is_documented():
+    text = (ROOT / "docs/configuration.md").read_text()
+    schema = yaml.safe_load((ROOT / module.SCHEMA).read_text())
+    for key, entry in schema["properties"].items():
+        assert f"| `{key}` |" in text, key
+        nested = entry.get("additionalProperties") or {}
+        inner = {**entry.get("properties", {}), **(nested or {}).get("properties", {})}
+        for name in inner:
+            assert f"`{name}`" in text, f"{key}.{name}"
