@@ -28,7 +28,7 @@ from pedbench.contracts import (
     Record,
     Subset,
 )
-from pedbench.world.attributes import ATTRIBUTES, INDEX, NAMES
+from pedbench.world.attributes import ATTRIBUTES, INDEX
 from pedbench.world.domains import Domain
 from pedbench.world.render import PARTS, render, sample_people
 
@@ -49,7 +49,7 @@ def world_spec(domain: Domain, title: str) -> DatasetSpec:
     return DatasetSpec(
         title=title,
         licence="made by this package, under its licence",
-        attributes=tuple(ATTRIBUTES[NAMES.index(name)] for name in domain.attributes),
+        attributes=tuple(ATTRIBUTES[INDEX[name]] for name in domain.attributes),
         splits=SPLITS,
     )
 
