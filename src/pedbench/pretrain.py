@@ -1,7 +1,7 @@
 """Pre-training of the tiny CLIP on captioned pictures of the synthetic world.
 
-The result is a plain CLIP, but it did not learn from captions alone: two auxiliary heads and the
-prompt pairs are taught with labels (see `Objective`). ``docs/tiny-clip.md`` says so, too.
+The result is a plain CLIP, but its image tower did not learn from captions alone: two auxiliary
+heads are taught with labels (see `Objective`). ``docs/tiny-clip.md`` says so, too.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
@@ -18,13 +18,13 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 import torch.nn.functional as F
 from safetensors.torch import save
 from torch import Tensor, nn
+from torch.multiprocessing.spawn import spawn
 
 from pedbench.checkpoint import Checkpoints, load_optimiser, load_trained, optimiser_tensors
-from pedbench.contracts import Attribute, PedbenchError
+from pedbench.contracts import PedbenchError
 from pedbench.files import digest, file_sha256, read_json, write_atomic, write_json, write_text
 from pedbench.nn.backbone import TINY, Backbone, tiny_config
 from pedbench.nn.heads import pair_logits
@@ -39,7 +39,6 @@ from pedbench.world.render import PARTS, render, sample_people
 
 _HUES = [i for i, name in enumerate(NAMES) if name.split()[0] in ("red", "blue")]
 _DOMAINS = {"pretrain": PRETRAIN, "target_a": TARGET_A, "target_b": TARGET_B}
-_RAREST = 0.05  # rarer attributes weigh no more than one of this frequency
 _MAX_LOGIT_SCALE = math.log(100)  # CLIP's own bound
 _DRAW, _ORDER, _AUGMENT, _HELD_OUT = range(4)  # streams of random numbers
 
@@ -52,7 +51,6 @@ class Phase:
     parts: float
     attributes: float
     contrastive: float
-    prompts: float
 
 
 @dataclass(frozen=True)
@@ -70,7 +68,7 @@ class Recipe:
     warmup_steps: int
     clip_norm: float
     shuffle: float  # share of pictures with permuted colour channels, if no caption names a colour
-    template: str  # of the prompt pairs
+    template: str  # of the prompt pairs in evaluations
     phases: tuple[Phase, ...]
     held_out: int  # pictures per domain of each evaluation
     evaluate_every: int  # pictures
@@ -79,8 +77,9 @@ class Recipe:
     @classmethod
     def read(cls, values: Mapping[str, Any]) -> Recipe:
         """Raises PedbenchError on an unknown or missing key."""
-        phases = tuple(Phase(**_keys(Phase, phase)) for phase in values.get("phases", ()))
-        return cls(**_keys(cls, values) | {"phases": phases})
+        known = _keys(cls, values)
+        known["phases"] = tuple(Phase(**_keys(Phase, phase)) for phase in known["phases"])
+        return cls(**known)
 
     @property
     def steps(self) -> int:
@@ -258,20 +257,15 @@ class Objective(nn.Module):
 
     Terms, each a mean: ``parts``, BCE of every patch token before the last block on the parts of
     body, clothes and luggage it shows; ``attributes``, BCE of a linear head on the image feature;
-    ``contrastive``, CLIP's loss over the worker's own pictures and captions; ``prompts``, BCE of
-    scale * (cos+ - cos-) over the prompt pairs of the named attributes, in which presence and
-    absence of an attribute weigh the same, as they do in mA. ``ratio (A,)``: share of positives.
+    ``contrastive``, CLIP's loss over the worker's own pictures and captions.
     """
 
-    def __init__(self, backbone: Backbone, template: str, ratio: np.ndarray) -> None:
+    def __init__(self, backbone: Backbone) -> None:
         super().__init__()
         self.backbone = backbone.requires_grad_(True)
         width = backbone.visual_width
         self.part_head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, len(PARTS)))
         self.attribute_head = nn.Linear(backbone.embed_dim, len(NAMED))
-        self.pairs = pair_ids(backbone.tokenizer, [ATTRIBUTES[i] for i in NAMED], template)
-        ratio = ratio.clip(_RAREST, 1 - _RAREST).astype(np.float32)
-        self.absent, self.present = torch.tensor(0.5 / (1 - ratio)), torch.tensor(0.5 / ratio)
         self.patches = torch.empty(0)  # what the last block reads, filled by its hook
         last = backbone.clip.visual.transformer.resblocks[-1]
         last.ln_1.register_forward_pre_hook(self._keep_patches)
@@ -287,25 +281,13 @@ class Objective(nn.Module):
             "parts": F.binary_cross_entropy_with_logits(self.part_head(self.patches), lesson.parts),
             "attributes": F.binary_cross_entropy_with_logits(found, lesson.labels, lesson.known),
         }
-        scale = self.backbone.scale
         if phase.contrastive:
             text = F.normalize(self.backbone.encode_text(lesson.ids), dim=-1)
-            logits = scale * F.normalize(image, dim=-1) @ text.T
+            logits = self.backbone.scale * F.normalize(image, dim=-1) @ text.T
             own = torch.arange(len(logits))
             both = F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)
             terms["contrastive"] = both / 2
-        if phase.prompts:
-            positive, negative = self.backbone.encode_text(self.pairs).chunk(2)
-            logits = pair_logits(image, positive, negative, scale)
-            weight = torch.where(lesson.labels > 0, self.present, self.absent) * lesson.known
-            terms["prompts"] = F.binary_cross_entropy_with_logits(logits, lesson.labels, weight)
         return terms
-
-
-def pair_ids(tokenizer: Tokenizer, attributes: Sequence[Attribute], template: str) -> Tensor:
-    """Token ids ``(2 A, L)`` of the prompts of presence, then of absence."""
-    positive, negative = attribute_pairs(attributes, template)
-    return tokenizer([*positive, *negative])
 
 
 def evaluate(objective: Objective, name: str, pictures: Pictures, template: str) -> dict[str, Any]:
@@ -318,8 +300,11 @@ def evaluate(objective: Objective, name: str, pictures: Pictures, template: str)
             [backbone.encode_image(normalise(part / 255, backbone)) for part in images.split(250)]
         )
         head = objective.attribute_head(features).sigmoid().numpy()
-        texts = backbone.encode_text(pair_ids(backbone.tokenizer, ATTRIBUTES, template))
-        pairs = pair_logits(features, *texts.chunk(2), backbone.scale).sigmoid().numpy()
+        positive, negative = (
+            backbone.encode_text(backbone.tokenizer(texts))
+            for texts in attribute_pairs(ATTRIBUTES, template)
+        )
+        pairs = pair_logits(features, positive, negative, backbone.scale).sigmoid().numpy()
     scores = attribute_metrics(pairs, pictures.labels)
     annotated = np.array([attribute in attributes for attribute in NAMES])
     named = annotated & np.isin(np.arange(len(NAMES)), NAMED)
@@ -351,7 +336,7 @@ def pretrain(recipe: Mapping[str, Any], out: Path, resume: bool = True) -> None:
         checkpoints.pointer.unlink(missing_ok=True)
     write_json(out / "vocabulary.json", build_vocabulary(words()))
     (out / "rendezvous").unlink(missing_ok=True)
-    mp.spawn(_work, (parsed, out, checkpoints), parsed.workers)
+    spawn(_work, (parsed, out, checkpoints), parsed.workers)
     (out / "rendezvous").unlink(missing_ok=True)
 
 
@@ -374,7 +359,7 @@ def _work(rank: int, recipe: Recipe, out: Path, checkpoints: Checkpoints) -> Non
         np.random.default_rng([recipe.seed, _DRAW, rank]),
     )
     torch.manual_seed(recipe.seed)
-    objective = Objective(backbone, recipe.template, pictures.labels.mean(axis=0)[list(NAMED)])
+    objective = Objective(backbone)
     optimiser = _optimiser(objective, recipe)
     start = _resume(objective, optimiser, checkpoints)
     log = _Log(out / "train_log.jsonl", start, recipe, objective) if rank == 0 else None
