@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import pytest
 from helpers import SKILL, fake_results
 from PIL import Image
@@ -12,7 +15,7 @@ from pedbench.score import score_runs
 from pedbench.stats import compare
 
 SWEPT = {"promptpar/swept1": 0.8, "promptpar/swept5": 1.2}
-SWEEP = {
+SWEEP: Any = {
     **{"name": "prompt_length", "dataset": "a", "split": "standard", "method": "promptpar"},
     **{"base": "default", "parameter": "prompt_length"},
     "points": [
@@ -27,7 +30,7 @@ SWEEP = {
 def drawn(tmp_path_factory):
     root = tmp_path_factory.mktemp("figures")
     results = fake_results(root, splits=("standard",), skill=SKILL | SWEPT, images=40)
-    plan = results.plan | {"sweeps": [SWEEP]}
+    plan: dict[str, Any] = {**results.plan, "sweeps": [SWEEP]}
     score_runs(results.folders, results.manifests, root / "scored.json")
     collect(results.folders, root / "long.parquet")
     shown = [f for f in results.folders if "swept" not in f.parent.name]
@@ -53,19 +56,19 @@ def test_the_curve_shows_means_over_seeds_and_the_baseline(drawn):
     scores = select(read_long(drawn / "long.parquet"), subset="test", attribute="")
     figure = sweep_figure(SWEEP, scores, "F1_instance", "linear_probe/default")
     axes = figure.axes[0]
-    curve, line = axes.lines[0], axes.lines[-1]
+    curve, line = (np.asarray(one.get_data()) for one in (axes.lines[0], axes.lines[-1]))
     values = select(scores, metric="mA", method="promptpar")
     means = [select(values, variant=p["variant"])["value"].mean() for p in SWEEP["points"]]
-    assert list(curve.get_xdata()) == [0, 1, 2]
-    assert list(curve.get_ydata()) == pytest.approx(means)
+    assert list(curve[0]) == [0, 1, 2]
+    assert list(curve[1]) == pytest.approx(means)
     assert [label.get_text() for label in axes.get_xticklabels()] == ["1", "5", "25"]
     probe = select(scores, metric="mA", method="linear_probe")["value"].mean()
-    assert line.get_ydata()[0] == pytest.approx(probe)
+    assert line[1][0] == pytest.approx(probe)
 
 
 def test_a_sweep_without_baseline_or_with_missing_points_is_drawn(drawn):
     scores = select(read_long(drawn / "long.parquet"), subset="test", attribute="")
     scores = scores.query("method != 'linear_probe' and variant != 'swept1'")
     figure = sweep_figure(SWEEP, scores, "F1_instance", "linear_probe/default")
-    assert list(figure.axes[0].lines[0].get_xdata()) == [1, 2]
+    assert list(np.asarray(figure.axes[0].lines[0].get_xdata())) == [1, 2]
     assert len(figure.axes[0].lines) == 1

@@ -18,7 +18,7 @@ from pedbench.tasks import par
 BASELINE = "linear_probe/default"
 
 
-def sample(rng, shared, skill, seeds=3, seed_sd=0.3, resamples=None):
+def sample(rng, shared, skill, resamples, seeds=3, seed_sd=0.3):
     """One simulated method: logits = skill + image + seed + interaction; metric: accuracy."""
     units, value, resampled = len(shared), {}, {}
     for seed in range(seeds):
@@ -35,7 +35,7 @@ def rejections(skill, runs, rng):
     for _ in range(runs):
         shared = rng.normal(size=150)
         parts = list(stats.draw(np.arange(150), 300, rng))
-        a, b = (sample(rng, shared, s, resamples=parts) for s in (0.0, skill))
+        a, b = (sample(rng, shared, s, parts) for s in (0.0, skill))
         found += stats.difference(a, b).p < 0.05
     return found
 
@@ -54,7 +54,7 @@ def test_ignoring_the_seeds_would_be_anticonservative():
     for _ in range(200):
         shared = rng.normal(size=150)
         parts = list(stats.draw(np.arange(150), 300, rng))
-        a, b = (sample(rng, shared, 0.0, resamples=parts, seed_sd=0.5) for _ in range(2))
+        a, b = (sample(rng, shared, 0.0, parts, seed_sd=0.5) for _ in range(2))
         test = stats.difference(a, b)
         found += abs(test.value) / test.se_images > 1.96
     assert found / 200 > 0.10
@@ -127,13 +127,13 @@ def test_the_family_is_methods_times_metrics_in_one_dataset_and_split(compared):
     assert len(tests) == 2 * 3 * 2
     assert set(tests["family"]) == {6}
     for _, group in tests.groupby(["dataset", "split"]):
-        significant, corrected = multipletests(group["p"], 0.05, method="holm")[:2]
+        significant, corrected = map(list, multipletests(group["p"], 0.05, method="holm")[:2])
         np.testing.assert_allclose(group["p_holm"], corrected, rtol=1e-4)
-        assert list(group["significant"]) == list(significant)
-    assert tests["significant"].any()
+        assert list(group["significant"]) == significant
+    assert True in set(tests["significant"])
     pairs = read_stats(compared.root / "stats" / ALL_PAIRS)
     assert len(pairs) == 2 * 6 * 2 and set(pairs["family"]) == {12}
-    assert not pairs["significant"].all()
+    assert set(pairs["significant"]) == {True, False}
 
 
 def test_differences_are_of_the_scores_themselves(compared):
