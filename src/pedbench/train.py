@@ -181,7 +181,7 @@ class Job:
 
         def validate(model: nn.Module) -> float:
             likely = sigmoid(self._logits(model, part))
-            overall, _ = score(likely, part.manifest.labels, self.config.protocol.threshold)
+            overall = score(likely, part.manifest.labels, self.config.protocol.threshold)
             return overall["mA"]
 
         return validate

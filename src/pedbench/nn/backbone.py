@@ -27,7 +27,8 @@ from pedbench.nn.tokenizer import Tokenizer
 from pedbench.paths import resource
 
 TINY = "tiny_clip"
-OPENAI = ("ViT-B-16-quickgelu", "ViT-L-14-quickgelu")  # their weights need QuickGELU
+# our name: open_clip's name of the model with QuickGELU, which OpenAI's weights need
+OPENAI = {"ViT-B-16": "ViT-B-16-quickgelu", "ViT-L-14": "ViT-L-14-quickgelu"}
 _RANDOM = "random:"
 
 
@@ -314,7 +315,7 @@ def load_backbone(
     if name != model:
         from open_clip import get_model_config
 
-        config = get_model_config(model)
+        config = get_model_config(OPENAI[model])
         assert config is not None, f"open_clip no longer has {model}"
         return Backbone.from_config(config, name=name, image_size=image_size)
     return Backbone(_openai_clip(model, weights, cache_dir), name, image_size=image_size)
@@ -350,7 +351,7 @@ def _openai_clip(name: str, weights: str | Path | None, cache_dir: str | Path | 
         _require_hub(name, cache_dir)
     try:
         return open_clip.create_model(
-            name,
+            OPENAI[name],
             pretrained="openai" if weights is None else str(weights),
             cache_dir=None if cache_dir is None else str(cache_dir),
             weights_only=weights is None or not _is_torchscript(Path(weights)),
@@ -369,7 +370,7 @@ def _cached(name: str, cache_dir: str | Path | None) -> str | None:
     from open_clip.constants import HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME
     from open_clip.pretrained import get_pretrained_cfg
 
-    repository = get_pretrained_cfg(name, "openai")["hf_hub"].rstrip("/")
+    repository = get_pretrained_cfg(OPENAI[name], "openai")["hf_hub"].rstrip("/")
     for file in (HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME):
         found = try_to_load_from_cache(repository, file, cache_dir)
         if isinstance(found, str):
