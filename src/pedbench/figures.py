@@ -52,7 +52,8 @@ def write_figures(long: Path, stats: Path, plan: Mapping[str, Any], out: Path) -
             place = {"dataset": dataset, "split": split}
             rows = [(e["method"], e["variant"]) for e in experiments if place.items() <= e.items()]
             figure = overview(rows, select(intervals, **place), select(tests, **place), baseline)
-            figure.suptitle(f"{dataset}, {split} split", fontsize="medium")
+            level = f"{100 * (1 - plan['comparison']['alpha']):g} % confidence intervals"
+            figure.suptitle(f"{dataset}, {split} split ({level})", fontsize="medium")
             save(figure, out / f"methods_{dataset}_{split}")
 
 
@@ -89,10 +90,11 @@ def overview(
     tests: pd.DataFrame,
     baseline: str | None,
 ) -> Figure:
-    """mA and F1 of every (method, variant) with confidence intervals."""
+    """The compared metrics of every (method, variant) with confidence intervals."""
     figure = Figure(figsize=(WIDTH, 1.3 + 0.22 * len(rows)))
-    axes: Any = figure.subplots(1, 2, sharey=True)
-    for ax, metric in zip(axes, ("mA", "F1"), strict=True):
+    metrics = list(dict.fromkeys(intervals["metric"]))
+    axes: Any = figure.subplots(1, len(metrics), sharey=True, squeeze=False)[0]
+    for ax, metric in zip(axes, metrics, strict=True):
         estimates = select(intervals, metric=metric).set_index(["method", "variant"])
         found = select(tests, metric=metric, significant=True)
         separated = set(zip(found["method"], found["variant"], strict=True))
@@ -105,7 +107,7 @@ def overview(
                 ax.axvline(value, color=ORANGE, linestyle="--", zorder=0)
         ax.set(xlabel=f"{metric} (%)")
         ax.set_yticks(range(len(rows)), [display_name(*row) for row in rows])
-    axes[0].invert_yaxis()
+    axes[0].set_ylim(len(rows) - 0.5, -0.5)
     if baseline and tuple(baseline.split("/")) in rows:
         figure.legend(handles=key(name_of(baseline)), ncols=3, loc="outside lower center")
     return figure

@@ -190,7 +190,8 @@ def caption(
         first = tests.iloc[0]
         sentences.append(
             f"{BETTER} {WORSE}: above or below "
-            f"{display_name(first['against_method'], first['against_variant'])} in mA or F1, "
+            f"{display_name(first['against_method'], first['against_variant'])} in "
+            f"{' or '.join(dict.fromkeys(tests['metric']))}, "
             f"paired bootstrap of the test {first['unit']}s ({first['resamples']} resamples), "
             f"p < {alpha} after Holm's correction over the {first['family']} tests of a dataset"
         )
@@ -202,19 +203,23 @@ def departures(name: str, methods: Sequence[str]) -> list[str]:
     """One sentence on every setting of protocol ``name`` that is not the paper's, if any."""
     protocol, paper = read_protocol(name), read_protocol("paper").values
     changed = [
-        f"{key} {IN_WORDS.get(value, value)} instead of {IN_WORDS.get(paper[key], paper[key])}"
+        f"{key} {in_words(value)} instead of {in_words(paper[key])}"
         for key, value in protocol.values.items()
         if value != paper[key] and key not in WITHOUT_EFFECT
     ]
     own = [
         f"{display_name(method, 'default')} with "
-        + ", ".join(f"{k} {IN_WORDS.get(v, v)}" for k, v in protocol.methods[method].items())
+        + ", ".join(f"{k} {in_words(v)}" for k, v in protocol.methods[method].items())
         for method in methods
         if protocol.methods.get(method)
     ]
     if not changed + own:
         return []
     return [f"Departures from the paper's protocol: {'; '.join([', '.join(changed), *own])}"]
+
+
+def in_words(value: Any) -> str:
+    return IN_WORDS.get(str(value), str(value))
 
 
 def to_csv(table: Table) -> str:
