@@ -10,6 +10,7 @@ import pytest
 from helpers import SKILL, fake_results
 
 from pedbench.collect import collect, read_long, select
+from pedbench.config import ROOT
 from pedbench.contracts import PedbenchError
 from pedbench.score import score_runs
 from pedbench.stats import compare
@@ -136,6 +137,16 @@ def test_no_average_over_a_gap():
 
 def test_the_paper_protocol_departs_from_nothing():
     assert departures("paper", ["linear_probe"]) == []
+
+
+def test_the_documents_lines_recompute_every_p_value(tables, monkeypatch):
+    monkeypatch.chdir(tables)
+    (tables / "results").symlink_to(tables)
+    code = (ROOT / "docs" / "statistics.md").read_text().split("```python")[1].split("```")[0]
+    found: dict[str, pd.DataFrame] = {}
+    exec(code, found)
+    tests = found["tests"]
+    assert list(tests["p_again"]) == pytest.approx(list(tests["p"]), rel=1e-3)
 
 
 def test_attributes_and_index(tables):
