@@ -106,9 +106,8 @@ class PromptPAR(nn.Module):
         text_prompts, features = None, None
         if params.text_prompt_length:
             shape = (backbone.text_layers, attributes, params.text_prompt_length)
-            text_prompts = prompt_parameter(
-                *shape, backbone.text_width, patch=backbone.patch, init=init
-            )
+            wide = (*shape, backbone.text_width)
+            text_prompts = prompt_parameter(*wide, patch=backbone.patch, init=init)
         else:
             with torch.no_grad():
                 features = backbone.encode_text(ids)
@@ -123,10 +122,9 @@ class PromptPAR(nn.Module):
         self.similarity = GlobalLocal(attributes, params) if params.gl_weight else None
 
     def _fusion(self, attributes: int) -> MMFormer | TokenMLP:
-        p, rows_columns = self.params, self.backbone.grid
+        p, (rows, columns) = self.params, self.backbone.grid
         if p.fusion == "mlp":
-            patches = rows_columns[0] * rows_columns[1]
-            tokens = attributes + 1 + p.prompt_length + p.regions + patches
+            tokens = attributes + 1 + p.prompt_length + p.regions + rows * columns
             mlp = TokenMLP(tokens, attributes, p.mm_width)
             mlp.linear.requires_grad_(p.train_mlp)
             return mlp
