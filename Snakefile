@@ -6,17 +6,18 @@
 
 import json
 import sys
+from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 from snakemake.utils import min_version
 
 from pedbench.contracts import PedbenchError
+from pedbench.devices import visible_gpus
 from pedbench.plan import (
     check_results_folder,
     config_source,
     describe,
     make_plan,
-    visible_gpus,
 )
 
 min_version("9.0")
@@ -30,7 +31,7 @@ except PedbenchError as error:
 
 RESULTS = PLAN.results
 RUN = f"{RESULTS}/runs/{{dataset}}/{{split}}/{{method}}/{{variant}}"
-GPUS = visible_gpus()
+GPUS = len(visible_gpus())
 workflow.register_resource("gpu", GPUS)
 
 
@@ -56,6 +57,11 @@ include: "workflow/rules/analysis.smk"
 
 onstart:
     print(describe(PLAN, workflow.cores), file=sys.stderr)
+
+
+onsuccess:
+    if Path(RESULTS, "tables").exists():
+        print(f"pedbench: the tables are in {RESULTS}/tables", file=sys.stderr)
 
 
 onerror:

@@ -216,10 +216,12 @@ def resolve(spec: dict[str, Any], out: Path) -> None:
 def train(
     config: Path, manifest: Path, weights: Path, seeds: list[int], threads: int, out: Path | None
 ) -> None:
+    from pedbench.devices import own_gpu
     from pedbench.files import write_json
     from pedbench.train import train as fit_and_predict
 
-    digests = fit_and_predict(config, manifest, weights, seeds, threads)
+    with own_gpu():
+        digests = fit_and_predict(config, manifest, weights, seeds, threads)
     if out is not None:
         write_json(out, digests)
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 import os
-import subprocess
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -256,18 +255,6 @@ def describe(plan: Plan, cores: int) -> str:
         *(f"pedbench: {note}" for note in plan.notes),
     ]
     return "\n".join(lines)
-
-
-def visible_gpus() -> int:
-    """Devices that jobs may use here, counted without importing torch."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return sum(device.strip() not in ("", "-1") for device in visible.split(","))
-    try:
-        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return 0
-    return sum(line.startswith("GPU ") for line in listed.stdout.splitlines())
 
 
 class _Builder:

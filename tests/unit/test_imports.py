@@ -15,7 +15,7 @@ from pedbench import registry
 
 SOURCE = Path(registry.__file__).parent
 LAYERS = (
-    {"contracts", "_torchvision_guard", "files", "paths", "schedules", "registry"},
+    {"contracts", "_torchvision_guard", "files", "paths", "schedules", "registry", "devices"},
     {"nn", "world", "config", "tasks", "manifest", "checkpoint"},
     {"data", "plan", "runs", "results"},
     {"stages"},  # whatever is not named in another layer

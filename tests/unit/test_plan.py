@@ -16,7 +16,6 @@ from pedbench.plan import (
     estimate,
     make_plan,
     runs_of,
-    visible_gpus,
 )
 
 CONFIG = {
@@ -222,12 +221,6 @@ def test_results_folder_that_is_a_file_is_refused(tmp_path, monkeypatch):
     with fails("results/deep: the results folder cannot be used: "):
         check_results_folder("results/deep")
     assert (tmp_path / "results").read_text() == ""
-
-
-def test_gpus_are_counted_from_what_is_visible(monkeypatch):
-    for visible, count in (("", 0), ("-1", 0), ("0", 1), ("0,1", 2), ("GPU-ab, GPU-cd", 2)):
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-        assert visible_gpus() == count
 
 
 def test_messages_name_the_config(tmp_path, monkeypatch):

@@ -1,0 +1,47 @@
+"""GPUs of this machine: counting them without torch, and sharing them between parallel jobs."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+
+def visible_gpus() -> tuple[str, ...]:
+    """Devices that jobs may use here, as CUDA names them."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return tuple(d.strip() for d in visible.split(",") if d.strip() not in ("", "-1"))
+    try:
+        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return ()
+    return tuple(
+        str(i) for i in range(sum(s.startswith("GPU ") for s in listed.stdout.split("\n")))
+    )
+
+
+@contextmanager
+def own_gpu(locks: Path | None = None) -> Iterator[str | None]:
+    """Restrict this process to a GPU that no other job of this machine holds.
+
+    To be entered before CUDA is initialised. Does nothing where there is nothing to share: with
+    fewer than two visible devices, or under a launcher that assigns them itself.
+    """
+    devices = visible_gpus()
+    if len(devices) < 2 or "LOCAL_RANK" in os.environ:
+        yield None
+        return
+    folder = locks or Path(tempfile.gettempdir())
+    for device in devices:
+        with (folder / f"pedbench-gpu-{device}.lock").open("w") as file:
+            with suppress(BlockingIOError):
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                os.environ["CUDA_VISIBLE_DEVICES"] = device
+                yield device
+                return
+    yield None

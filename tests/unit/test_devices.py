@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from pedbench import devices
+from pedbench.devices import own_gpu, visible_gpus
+
+
+@pytest.mark.parametrize(
+    ("visible", "found"),
+    [("", ()), ("-1", ()), ("0", ("0",)), ("0, 2", ("0", "2")), ("GPU-ab", ("GPU-ab",))],
+)
+def test_visible_devices_come_from_the_environment(monkeypatch, visible, found):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert visible_gpus() == found
+
+
+def test_visible_devices_come_from_the_driver(monkeypatch, tmp_path):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert visible_gpus() == ()
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\necho 'GPU 0: A (UUID: x)'\necho '  MIG 1g'\necho 'GPU 1: A'\n")
+    tool.chmod(0o755)
+    assert visible_gpus() == ("0", "1")
+
+
+def test_parallel_jobs_take_different_devices(monkeypatch, tmp_path):
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    with own_gpu(tmp_path) as first:
+        assert first == os.environ["CUDA_VISIBLE_DEVICES"] == "3"
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")  # as another process sees it
+        with own_gpu(tmp_path) as second:
+            assert second == os.environ["CUDA_VISIBLE_DEVICES"] == "5"
+            monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+            with own_gpu(tmp_path) as third:
+                assert third is None
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    with own_gpu(tmp_path) as again:
+        assert again == "3"
+
+
+def test_nothing_to_share(monkeypatch, tmp_path):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    with own_gpu(tmp_path) as device:
+        assert device is None and not list(tmp_path.iterdir())
+    monkeypatch.setattr(devices, "visible_gpus", lambda: ("0", "1"))
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    with own_gpu(tmp_path) as device:
+        assert device is None
