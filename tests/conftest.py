@@ -8,12 +8,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from pedbench.contracts import Attribute, BaseDataset, DatasetSpec, Record
+from pedbench.contracts import Attribute, BaseDataset, DatasetSpec, Record, Subset
 from pedbench.manifest import Manifest, build_manifest
 
 ATTRIBUTES = (
@@ -39,7 +40,7 @@ class NoiseDataset(BaseDataset):
     learn; 48 train, 16 val, 16 test."""
 
     SPEC = DatasetSpec("noise", "none", ATTRIBUTES, ("standard",), {})
-    COUNTS = {"train": 48, "val": 16, "test": 16}
+    COUNTS: ClassVar[dict[Subset, int]] = {"train": 48, "val": 16, "test": 16}
 
     def expected(self, options):
         return {"standard": self.COUNTS}
@@ -57,7 +58,7 @@ class NoiseDataset(BaseDataset):
 
     def records(self, root: Path) -> Iterator[Record]:
         labels = np.loadtxt(root / "labels.csv", delimiter=",", dtype=int)
-        subsets = [name for name, count in self.COUNTS.items() for _ in range(count)]
+        subsets: list[Subset] = [name for name, n in self.COUNTS.items() for _ in range(n)]
         for index, (row, subset) in enumerate(zip(labels, subsets, strict=True)):
             labels_of = tuple(int(v) for v in row)
             yield Record(f"{index:03d}.png", labels_of, {"standard": subset}, index // 4, index % 3)

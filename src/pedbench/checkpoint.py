@@ -86,9 +86,7 @@ class Checkpoints:
         old = set(self.folder.glob("state-*.safetensors"))
         path = self.folder / f"state-{meta['stage']}-{meta['step']}.safetensors"
         save_tensors(path, tensors, meta)
-        write_json(
-            self.pointer, {"run": self.run, "file": path.name, "sha256": file_sha256(path)}
-        )
+        write_json(self.pointer, {"run": self.run, "file": path.name, "sha256": file_sha256(path)})
         for stale in old - {path}:
             stale.unlink(missing_ok=True)
 

@@ -1,4 +1,4 @@
-"""From a manifest to batches: decoding and resizing once, augmentation as a function of the seed."""
+"""From a manifest to batches: pictures are decoded once, augmentation follows from the seed."""
 
 from __future__ import annotations
 

@@ -7,8 +7,9 @@ import os
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 
 def visible_gpus() -> tuple[str, ...]:
@@ -39,9 +40,17 @@ def own_gpu(locks: Path | None = None) -> Iterator[str | None]:
     folder = locks or Path(tempfile.gettempdir())
     for device in devices:
         with (folder / f"pedbench-gpu-{device}.lock").open("w") as file:
-            with suppress(BlockingIOError):
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _locked(file):
                 os.environ["CUDA_VISIBLE_DEVICES"] = device
                 yield device
                 return
     yield None
+
+
+def _locked(file: IO[str]) -> bool:
+    """Take the lock of ``file`` unless another process holds it; closing the file frees it."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

@@ -18,8 +18,13 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from pedbench.checkpoint import Checkpoints, Trained, load_optimiser, load_trained
-from pedbench.checkpoint import optimiser_tensors
+from pedbench.checkpoint import (
+    Checkpoints,
+    Trained,
+    load_optimiser,
+    load_trained,
+    optimiser_tensors,
+)
 from pedbench.config import Protocol
 from pedbench.contracts import BaseMethod, Batch, Output, PedbenchError, Stage, Task
 from pedbench.data import Images, augment, epoch_order, normalise
@@ -162,7 +167,9 @@ class Fit:
                 last = position + 1 == per_epoch
                 if last:
                     self._end_epoch(optimiser, stage, epoch, per_epoch)
-                if self.state.step % protocol.checkpoint_steps == 0 or (last and epoch + 1 == epochs):
+                if self.state.step % protocol.checkpoint_steps == 0 or (
+                    last and epoch + 1 == epochs
+                ):
                     self._save(optimiser)
         bar.close()
 

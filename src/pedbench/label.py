@@ -22,7 +22,9 @@ from pedbench.train import build_model
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp"}
 
 
-def label_pictures(run: Path, pictures: Iterable[Path], weights: Path | None = None) -> pd.DataFrame:
+def label_pictures(
+    run: Path, pictures: Iterable[Path], weights: Path | None = None
+) -> pd.DataFrame:
     """One row per picture: ``image`` and the probability of every attribute.
 
     Raises PedbenchError when the run is not finished, a picture cannot be read or none is found.
@@ -31,7 +33,9 @@ def label_pictures(run: Path, pictures: Iterable[Path], weights: Path | None = N
     raw, config = read_json(folder.config), RunConfig.read(folder.config)
     if not folder.done.is_file():
         raise PedbenchError(f"{run}: this run is not finished; run the benchmark again first")
-    task = Task(**{**raw["task"], "attributes": tuple(Attribute(**a) for a in raw["task"]["attributes"])})
+    task = Task(
+        **{**raw["task"], "attributes": tuple(Attribute(**a) for a in raw["task"]["attributes"])}
+    )
     backbone = load_backbone(config.backbone, weights)
     method, model = build_model(config, backbone, task, raw["seed"])
     if method.trains:
@@ -41,7 +45,9 @@ def label_pictures(run: Path, pictures: Iterable[Path], weights: Path | None = N
     shown = Manifest("pictures", Path(), task.attributes, "", rows)
     images = Images(shown, backbone.image_size, config.protocol.resize)
     accelerator = Accelerator()
-    logits = predict_logits(model.to(accelerator.device), images, backbone, config.protocol, accelerator)
+    logits = predict_logits(
+        model.to(accelerator.device), images, backbone, config.protocol, accelerator
+    )
     names = [attribute.name for attribute in task.attributes]
     return pd.concat([rows, pd.DataFrame(sigmoid(logits), columns=names)], axis=1)
 

@@ -43,7 +43,7 @@ class Manifest:
         if column not in self.rows:
             known = ", ".join(c.removeprefix("split:") for c in self.rows if c.startswith("split:"))
             raise PedbenchError(f"{self.dataset} has no split '{split}'; it has: {known}")
-        rows = self.rows[self.rows[column].isin(subsets)].reset_index(drop=True)
+        rows = self.rows.loc[self.rows[column].isin(subsets)].reset_index(drop=True)
         if rows.empty:
             raise PedbenchError(f"{self.dataset}/{split} has no {' or '.join(subsets)} images")
         return Manifest(self.dataset, self.root, self.attributes, self.digest, rows)

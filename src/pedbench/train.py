@@ -43,7 +43,8 @@ def train(
 ) -> dict[str, str]:
     """Fit and predict every seed beside ``config_path``; finished ones are recognised and kept.
 
-    Returns seed -> digest of the run. Raises PedbenchError for a method that cannot solve the task, with its reason.
+    Returns seed -> digest of the run. Raises PedbenchError for a method that cannot solve the
+    task, with its reason.
     """
     torch.set_num_threads(threads)
     config, manifest = RunConfig.read(config_path), read_manifest(manifest_path)

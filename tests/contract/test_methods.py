@@ -11,8 +11,8 @@ from accelerate import Accelerator
 
 from pedbench import registry
 from pedbench.checkpoint import Checkpoints, Trained, load_tensors, load_trained, save_tensors
-from pedbench.config import protocol_of, read_protocol, read_variants, resolve
 from pedbench.config import plain as without_origins
+from pedbench.config import protocol_of, read_protocol, read_variants, resolve
 from pedbench.contracts import BaseMethod, Batch, Output, Task
 from pedbench.data import Images, normalise
 from pedbench.engine import Fit, TrainingSet, as_output
@@ -37,7 +37,9 @@ class Setting:
         params = without_origins(spec["params"])
         self.method = registry.load_method(name)(registry.load_params(name, params))
         self.train = manifest.subset("standard", "train")
-        self.task = Task("par", manifest.attributes, self.train.positive_ratio(), self.protocol.loss_weighting)
+        self.task = Task(
+            "par", manifest.attributes, self.train.positive_ratio(), self.protocol.loss_weighting
+        )
         self.backbone = backbone
         self.mean, self.std = normalisation(backbone, self.protocol)
 

@@ -62,9 +62,18 @@ def test_scaffolds_pass_the_contract_suite(kind, tmp_path):
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
     scaffold.create(kind, "demo", tmp_path)
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/contract", "-k", "demo"],
-        cwd=tmp_path, env={"PYTHONPATH": str(tmp_path / "src"), "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"},
-        capture_output=True, text=True,
-    )  # fmt: skip
+        [
+            sys.executable,
+            *["-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/contract", "-k", "demo"],
+        ],
+        cwd=tmp_path,
+        env={
+            "PYTHONPATH": str(tmp_path / "src"),
+            "PATH": "/usr/bin:/bin",
+            "OMP_NUM_THREADS": "1",
+        },
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert " passed" in done.stdout

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
@@ -17,9 +15,7 @@ from pedbench.config import Protocol
 from pedbench.contracts import PedbenchError, Task
 from pedbench.data import Images, augment, epoch_order, normalise
 from pedbench.engine import Fit, TrainingSet
-from pedbench.predict import predict_logits
 from pedbench.registry import load_method, load_params
-from pedbench.train import build_model
 
 PROTOCOL = Protocol(
     name="test", version="test", resize="stretch", normalisation="clip", flip=True, crop_padding=0,
@@ -39,11 +35,16 @@ class Bench:
 
     def __init__(self, backbone, manifest, folder):
         self.backbone, self.folder = backbone, folder
-        self.train, self.val = manifest.subset("standard", "train"), manifest.subset("standard", "val")
+        self.train, self.val = (
+            manifest.subset("standard", "train"),
+            manifest.subset("standard", "val"),
+        )
         self.images = Images(self.train, (64, 32), "stretch")
         self.task = Task("par", manifest.attributes, self.train.positive_ratio())
 
-    def fit(self, method="full_finetune", params=None, name="a", kill_at=None, validate=None, **change):
+    def fit(
+        self, method="full_finetune", params=None, name="a", kill_at=None, validate=None, **change
+    ):
         protocol = dataclasses.replace(PROTOCOL, **change)
         params = {"lr": 1e-3, "head_lr": 1e-2, "probe_epochs": 1} if params is None else params
         instance = load_method(method)(load_params(method, params))
@@ -109,7 +110,9 @@ def test_corrupt_checkpoint_names_file_and_remedy(bench):
         bench.fit(name="killed", kill_at=2)
     state = next((bench.folder / "killed").glob("*.safetensors"))
     state.write_bytes(state.read_bytes()[:-40])
-    with pytest.raises(PedbenchError, match=rf"{state.name}: checkpoint is corrupt.*delete the folder"):
+    with pytest.raises(
+        PedbenchError, match=rf"{state.name}: checkpoint is corrupt.*delete the folder"
+    ):
         bench.fit(name="killed")
 
 
@@ -151,7 +154,9 @@ def test_best_val_keeps_the_best_epoch(bench):
         seen.append({n: p.detach().clone() for n, p in model.named_parameters()})
         return next(scores)
 
-    best, _ = bench.fit("linear_probe", {"lr": 1e-2}, validate=validate, selection="best_val_mA", epochs=4)
+    best, _ = bench.fit(
+        "linear_probe", {"lr": 1e-2}, validate=validate, selection="best_val_mA", epochs=4
+    )
     assert torch.equal(best["head.1.weight"], seen[1]["head.1.weight"])
     assert not torch.equal(best["head.1.weight"], seen[3]["head.1.weight"])
 

@@ -20,7 +20,9 @@ def test_full_disk_keeps_the_old_file_and_says_so(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(Path, "write_text", full)
-    with pytest.raises(PedbenchError, match=r"a\.json: the disk .* is full.*Finished runs are untouched"):
+    with pytest.raises(
+        PedbenchError, match=r"a\.json: the disk .* is full.*Finished runs are untouched"
+    ):
         write_json(path, {"new": 2})
     monkeypatch.undo()
     assert read_json(path) == {"old": 1}
@@ -43,7 +45,9 @@ def test_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
 
 def test_a_file_in_the_folder_s_place_is_named(tmp_path):
     (tmp_path / "results").write_text("not a folder")
-    with pytest.raises(PedbenchError, match="results/x/a.json: cannot be written.*'results' in the config"):
+    with pytest.raises(
+        PedbenchError, match="results/x/a.json: cannot be written.*'results' in the config"
+    ):
         write_text(tmp_path / "results" / "x" / "a.json", "1")
 
 

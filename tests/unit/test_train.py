@@ -26,7 +26,9 @@ def prepare(tmp_path, manifest, backbone, monkeypatch):
     monkeypatch.setattr("pedbench.label.load_backbone", lambda name, file: backbone)
 
     def inputs(method="linear_probe", **values):
-        spec = resolve(method, "default", read_protocol("embedded"), {"epochs": 2, **values}, "test")
+        spec = resolve(
+            method, "default", read_protocol("embedded"), {"epochs": 2, **values}, "test"
+        )
         names = {"dataset": "noise", "split": "standard", "method": method, "variant": "default"}
         write_json(tmp_path / "v/config.json", {**names, "backbone": "random", **spec})
         write_json(tmp_path / "weights.json", {"sha256": backbone.weights_sha256, "file": None})
@@ -37,7 +39,7 @@ def prepare(tmp_path, manifest, backbone, monkeypatch):
 
 
 def test_a_job_leaves_a_complete_run_folder(prepare, tmp_path):
-    digests = job.train(*prepare(), [0, 1], 1)
+    digests = job.train(*prepare(), seeds=[0, 1], threads=1)
     for seed in (0, 1):
         folder = RunFolder(tmp_path / f"v/seed{seed}")
         assert folder.is_finished(digests[str(seed)])
@@ -48,39 +50,41 @@ def test_a_job_leaves_a_complete_run_folder(prepare, tmp_path):
         lines = [json.loads(line) for line in folder.metrics.read_text().splitlines()]
         assert [line["epoch"] for line in lines] == [0, 1]
         table = pq.read_table(folder.predictions("test"))
-        assert table.num_rows == 16 and table.schema.metadata[b"digest"].decode() == config["digest"]
+        assert (
+            table.num_rows == 16 and table.schema.metadata[b"digest"].decode() == config["digest"]
+        )
         assert not folder.checkpoint.exists()
     assert digests["0"] != digests["1"]
 
 
 def test_finished_seeds_are_kept_and_others_added(prepare, tmp_path, monkeypatch):
     inputs = prepare()
-    job.train(*inputs, [0], 1)
+    job.train(*inputs, seeds=[0], threads=1)
     stamp = (tmp_path / "v/seed0/adapter.safetensors").stat().st_mtime_ns
-    job.train(*inputs, [0, 1], 1)
+    job.train(*inputs, seeds=[0, 1], threads=1)
     assert (tmp_path / "v/seed0/adapter.safetensors").stat().st_mtime_ns == stamp
     monkeypatch.setattr(job, "Job", None)
-    job.train(*inputs, [0, 1], 1)
+    job.train(*inputs, seeds=[0, 1], threads=1)
 
 
 def test_a_changed_setting_repeats_the_run(prepare, tmp_path):
-    before = job.train(*prepare(), [0], 1)
-    after = job.train(*prepare(lr=0.5), [0], 1)
+    before = job.train(*prepare(), seeds=[0], threads=1)
+    after = job.train(*prepare(lr=0.5), seeds=[0], threads=1)
     assert before != after
     assert read_json(tmp_path / "v/seed0/config.json")["params"]["lr"]["value"] == 0.5
 
 
 def test_a_tampered_result_is_noticed(prepare, tmp_path):
     inputs = prepare()
-    job.train(*inputs, [0], 1)
+    job.train(*inputs, seeds=[0], threads=1)
     path = tmp_path / "v/seed0/predictions.test.parquet"
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(PedbenchError, match="predictions.test.parquet: changed or missing"):
-        job.train(*inputs, [0], 1)
+        job.train(*inputs, seeds=[0], threads=1)
 
 
 def test_zero_shot_needs_no_adapter(prepare, tmp_path):
-    job.train(*prepare("zero_shot"), [0], 1)
+    job.train(*prepare("zero_shot"), seeds=[0], threads=1)
     assert not (tmp_path / "v/seed0/adapter.safetensors").exists()
     assert (tmp_path / "v/seed0/predictions.val.parquet").exists()
 
@@ -95,13 +99,13 @@ def test_training_never_opens_test_pictures(prepare, manifest, monkeypatch):
         seen.extend(str(path) for path in self.data.images.paths)
 
     monkeypatch.setattr(job.Fit, "__init__", spy)
-    job.train(*prepare(), [0], 1)
+    job.train(*prepare(), seeds=[0], threads=1)
     held_out = manifest.subset("standard", "val", "test").rows["image"]
     assert seen and not {path.rsplit("/", 1)[-1] for path in seen} & set(held_out)
 
 
 def test_pictures_are_labelled_as_in_the_benchmark(prepare, tmp_path, manifest):
-    job.train(*prepare("full_finetune", probe_epochs=1), [0], 1)
+    job.train(*prepare("full_finetune", probe_epochs=1), seeds=[0], threads=1)
     test = manifest.subset("standard", "test")
     pictures = [manifest.root / image for image in test.rows["image"]]
     table = label_pictures(tmp_path / "v/seed0", pictures)
@@ -112,7 +116,7 @@ def test_pictures_are_labelled_as_in_the_benchmark(prepare, tmp_path, manifest):
 
 
 def test_wrong_pictures_are_named(prepare, tmp_path, capsys):
-    job.train(*prepare(), [0], 1)
+    job.train(*prepare(), seeds=[0], threads=1)
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"no picture")
     assert main(["predict", "--run", str(tmp_path / "v/seed0"), str(broken)]) == 1

@@ -7,9 +7,7 @@ from collections.abc import Sequence
 from pedbench.contracts import Attribute, PedbenchError
 
 
-def attribute_pairs(
-    attributes: Sequence[Attribute], template: str
-) -> tuple[list[str], list[str]]:
+def attribute_pairs(attributes: Sequence[Attribute], template: str) -> tuple[list[str], list[str]]:
     """(presence, absence) sentences, ``A`` each. Raises PedbenchError for a template without {}."""
     if template.count("{}") != 1:
         raise PedbenchError(f"template '{template}' must contain {{}} once, for the attribute")
