@@ -38,9 +38,7 @@ Floats = NDArray[np.float64]
 
 INSTANCE = ("accuracy", "precision", "recall", "F1_instance")
 RESAMPLED = ("mA", *INSTANCE, "F1_harmonic")  # what `resampled` can compute
-OVERALL = (*RESAMPLED, "F1_label", "AP", "AUC")  # of one run; larger is better for all
 PER_ATTRIBUTE = ("mA", "positive_recall", "negative_recall", "precision", "F1", "AP", "AUC")
-HEADLINE_F1 = "F1_instance"  # the definition behind the numbers of the PromptPAR paper
 
 
 @dataclass(frozen=True)
@@ -169,7 +167,10 @@ def score(
     threshold: float = 0.5,
     convention: Convention = "sound",
 ) -> dict[str, float]:
-    """The metrics of ``OVERALL``; NaN where nothing defines one."""
+    """The metrics of ``RESAMPLED``, and F1 (as ``F1_label``), AP and AUC averaged over attributes.
+
+    Larger is better for all; NaN where nothing defines one.
+    """
     one = np.ones((1, len(np.asarray(labels))))
     overall = {
         metric: float(resampled(metric, probabilities, labels, one, threshold, convention)[0])
