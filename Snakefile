@@ -56,7 +56,9 @@ include: "workflow/rules/analysis.smk"
 
 
 onstart:
-    print(describe(PLAN, workflow.cores), file=sys.stderr)
+    todo = workflow.dag.needrun_jobs()
+    markers = [str(job.output[0]) for job in todo if job.rule.name == "train"]
+    print(describe(PLAN, workflow.cores, markers), file=sys.stderr)
 
 
 onsuccess:

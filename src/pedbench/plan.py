@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -232,29 +232,30 @@ def write_plan(config: Mapping[str, Any], out: Path) -> None:
     write_json(out, make_plan(config).as_json())
 
 
-def estimate(plan: Plan, cores: int, done: bool = True) -> float:
-    """Minutes that the jobs without a marker (``done``: all others count as finished) will take."""
+def estimate(plan: Plan, cores: int, markers: Collection[str]) -> float:
+    """Minutes that the jobs writing ``markers``, and all that follows them, will take."""
     timings = read_yaml(TIMINGS)
-    open_batches = [b for b in plan.batches if not (done and Path(b.marker).exists())]
-    slots = max(1, cores // plan.config["threads_per_job"])
-    seconds = sum(_seconds(plan, batch, timings) for batch in open_batches)
-    return (seconds / min(slots, max(1, len(open_batches))) + timings["seconds_of_the_rest"]) / 60
+    batches = [batch for batch in plan.batches if batch.marker in markers]
+    slots = max(1, min(cores // plan.config["threads_per_job"], len(batches)))
+    seconds = sum(_seconds(plan, batch, timings) for batch in batches)
+    return (seconds / slots + timings["seconds_of_the_rest"]) / 60
 
 
-def describe(plan: Plan, cores: int) -> str:
-    """The announcement before a start: what runs, how long it takes, what was left out."""
-    runs = sum(len(experiment.seeds) for experiment in plan.experiments)
-    todo = [batch for batch in plan.batches if not Path(batch.marker).exists()]
-    minutes = math.ceil(estimate(plan, cores))
-    lines = [
-        f"pedbench: protocol {plan.config['protocol']}, backbone {plan.config['backbone']}, "
-        f"{len(plan.experiments)} experiments, {runs} runs in {len(plan.batches)} jobs",
-        f"pedbench: {len(todo)} jobs to train, about {minutes} min on {cores} cores"
-        if todo
-        else "pedbench: every run is finished",
-        *(f"pedbench: {note}" for note in plan.notes),
-    ]
-    return "\n".join(lines)
+def describe(plan: Plan, cores: int, markers: Collection[str]) -> str:
+    """The announcement before a start: what runs, how long it takes, what was left out.
+
+    ``markers`` are those of the training jobs that must run.
+    """
+    config, runs = plan.config, sum(len(experiment.seeds) for experiment in plan.experiments)
+    minutes = math.ceil(estimate(plan, cores, markers))
+    lines = (
+        f"protocol {config['protocol']}, backbone {config['backbone']}, "
+        f"{len(plan.experiments)} experiments, {runs} runs",
+        f"{len(markers)} of {len(plan.batches)} training jobs to run, "
+        f"about {minutes} min on {cores} cores",
+        *plan.notes,
+    )
+    return "\n".join(f"pedbench: {line}" for line in lines)
 
 
 class _Builder:

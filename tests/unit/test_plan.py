@@ -102,7 +102,7 @@ def test_sweep_and_tests_without_their_method_are_left_out_with_a_note():
         "sweep length left out: promptpar/global_deep is not in the plan",
         "no significance tests: their baseline linear_probe is not in the plan",
     )
-    assert all(note in describe(plan, 2) for note in plan.notes)
+    assert all(note in describe(plan, 2, []) for note in plan.notes)
 
 
 @pytest.mark.parametrize(
@@ -201,17 +201,13 @@ def test_document_lists_every_run_and_its_digest_follows_the_plan():
     assert plan.digest != make_plan({**CONFIG, "seeds": [0, 1]}).digest
 
 
-def test_estimate_counts_open_jobs_and_cores(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_estimate_counts_jobs_and_cores():
     plan = make_plan(CONFIG)
-    one, two = estimate(plan, 1), estimate(plan, 2)
-    assert one > two > 0
-    for batch in plan.batches:
-        marker = tmp_path / batch.marker
-        marker.parent.mkdir(parents=True, exist_ok=True)
-        marker.touch()
-    assert estimate(plan, 1) < two
-    assert "every run is finished" in describe(plan, 2)
+    every = [batch.marker for batch in plan.batches]
+    assert estimate(plan, 1, every) > estimate(plan, 2, every) > estimate(plan, 2, every[:2])
+    assert estimate(plan, 2, every[:1]) == estimate(plan, 1, every[:1])
+    assert estimate(plan, 4, []) > 0  # tables and the like
+    assert "2 of 14 training jobs to run, about " in describe(plan, 2, every[:2])
 
 
 def test_results_folder_that_is_a_file_is_refused(tmp_path, monkeypatch):

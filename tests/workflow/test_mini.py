@@ -55,7 +55,7 @@ def test_from_empty_to_latex(mini):
     checkout, said = mini
     results = checkout.root / "results"
     assert trained(said) == ["linear_probe/default", "zero_shot/default"]
-    assert "jobs to train, about" in said  # the estimate, before the start
+    assert "2 of 2 training jobs to run, about" in said  # the estimate, before the start
     assert {p.suffix for p in (results / "tables").iterdir()} >= {".csv", ".md", ".tex"}
     latex = "".join(path.read_text() for path in (results / "tables").glob("*.tex"))
     assert r"\toprule" in latex and r"\pm" in latex
