@@ -51,7 +51,7 @@ class Protocol:
     warmup_from: float  # learning rate at the start of the warm-up, as a share of the base rate
     final_lr_fraction: float  # learning rate at the end, as a share of the base rate
     clip_norm: float  # largest gradient norm of each group; 0: no clipping
-    precision: Literal["fp32", "bf16", "fp16"]  # of the forward and backward pass
+    precision: Literal["fp32", "bf16"]  # of the forward and backward pass
     loss_weighting: Literal["released", "paper", "balanced", "none"]  # of the BCE, see tasks/par.py
     selection: Literal["last_epoch", "best_val_mA"]  # which epoch's weights are kept
     threshold: float  # probability above which an attribute counts as present

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -12,7 +11,6 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from pedbench.contracts import Batch
 from pedbench.manifest import Manifest, decode
 
 IN_MEMORY_BYTES = 2 * 1024**3  # resized uint8 pictures up to this size are kept
@@ -88,9 +86,3 @@ def epoch_order(count: int, seed: int, epoch: int) -> Tensor:
     """The order of ``count`` images in ``epoch``: a function of seed and epoch alone."""
     generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**63)
     return torch.randperm(count, generator=generator)
-
-
-def evaluation_batches(images: Images, labels: Tensor, size: int) -> Iterator[Batch]:
-    """Every image once, in manifest order, not normalised and not augmented."""
-    for positions in torch.arange(len(images)).split(size):
-        yield Batch(images[positions], labels[positions])

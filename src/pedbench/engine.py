@@ -138,7 +138,7 @@ class Fit:
         optimiser = make_optimiser(groups, protocol)
         if tensors is not None:
             load_optimiser(optimiser, tensors)
-        epochs = stage.epochs or protocol.epochs
+        epochs = protocol.epochs if stage.epochs is None else stage.epochs
         batch = min(protocol.batch_size, len(self.data))
         per_epoch = len(self.data) // batch
         total = epochs * per_epoch
@@ -172,6 +172,7 @@ class Fit:
                 ):
                     self._save(optimiser)
         bar.close()
+        self.accelerator.free_memory()  # it would keep this stage's model and optimiser
 
     def _activate(self, stage: Stage) -> list[dict[str, Any]]:
         """Let exactly the parameters of the stage's groups receive gradients."""
@@ -220,9 +221,7 @@ class Fit:
             for name, value in terms.items():
                 totals[name] = totals.get(name, 0.0) + share * value.item()
         for group in optimiser.param_groups:
-            norm = accelerator.clip_grad_norm_(
-                group["params"], group.get("clip_norm") or protocol.clip_norm or math.inf
-            )
+            norm = accelerator.clip_grad_norm_(group["params"], protocol.clip_norm or math.inf)
             if norm is not None and not torch.isfinite(norm):
                 self._stop(step, terms, group["name"])
         optimiser.step()

@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import pandas as pd
-from accelerate import Accelerator
 
 from pedbench.checkpoint import load_tensors, load_trained
 from pedbench.contracts import Attribute, PedbenchError, Task
@@ -17,7 +16,7 @@ from pedbench.nn.backbone import load_backbone
 from pedbench.predict import predict_logits
 from pedbench.results import sigmoid
 from pedbench.runs import RunConfig, RunFolder
-from pedbench.train import build_model
+from pedbench.train import build_model, make_accelerator
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp"}
 
@@ -37,6 +36,12 @@ def label_pictures(
         **{**raw["task"], "attributes": tuple(Attribute(**a) for a in raw["task"]["attributes"])}
     )
     backbone = load_backbone(config.backbone, weights)
+    made_with = read_json(folder.path / "environment.json")["weights_sha256"]
+    if backbone.weights_sha256 != made_with:
+        raise PedbenchError(
+            f"{run}: trained on other weights ({made_with[:12]}...) than {config.backbone} has "
+            f"here ({backbone.weights_sha256[:12]}...); name their file with --weights"
+        )
     method, model = build_model(config, backbone, task, raw["seed"])
     if method.trains:
         load_trained(model, load_tensors(folder.adapter)[0], folder.adapter)
@@ -44,7 +49,7 @@ def label_pictures(
     rows = pd.DataFrame({"image": [str(file) for file in files]})
     shown = Manifest("pictures", Path(), task.attributes, "", rows)
     images = Images(shown, backbone.image_size, config.protocol.resize)
-    accelerator = Accelerator()
+    accelerator = make_accelerator(config.protocol)
     logits = predict_logits(
         model.to(accelerator.device), images, backbone, config.protocol, accelerator
     )

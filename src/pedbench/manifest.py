@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pedbench.contracts import UNKNOWN, Attribute, BaseDataset, PedbenchError, Record
-from pedbench.files import write_atomic
+from pedbench.files import file_sha256, write_atomic
 
 SUBSETS = ("train", "val", "test")
 KEY = b"pedbench"
@@ -155,8 +155,7 @@ def _check_counts(
 
 def _checked_sha256(path: Path) -> str:
     decode(path).close()
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    return file_sha256(path)
 
 
 def decode(path: Path):

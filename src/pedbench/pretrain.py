@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -322,7 +323,7 @@ def _percent(values: np.ndarray) -> float:
     return round(100 * float(np.nanmean(values)), 2)
 
 
-def pretrain(recipe: Mapping[str, Any], out: Path, resume: bool = True) -> None:
+def pretrain(recipe: Mapping[str, Any], out: Path) -> None:
     """Train by ``recipe`` (see `Recipe`) and write ``tiny_clip.safetensors``, its sha256,
     ``vocabulary.json`` and ``train_log.jsonl`` into ``out``.
 
@@ -332,12 +333,11 @@ def pretrain(recipe: Mapping[str, Any], out: Path, resume: bool = True) -> None:
     parsed = Recipe.read(recipe)
     out.mkdir(parents=True, exist_ok=True)
     checkpoints = Checkpoints(out / "checkpoint", digest(dict(recipe)))
-    if not resume:
-        checkpoints.pointer.unlink(missing_ok=True)
     write_json(out / "vocabulary.json", build_vocabulary(words()))
     (out / "rendezvous").unlink(missing_ok=True)
     spawn(_work, (parsed, out, checkpoints), parsed.workers)
     (out / "rendezvous").unlink(missing_ok=True)
+    shutil.rmtree(checkpoints.folder)  # or the next call would go on from here, not start anew
 
 
 def _work(rank: int, recipe: Recipe, out: Path, checkpoints: Checkpoints) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from pedbench.contracts import PedbenchError
 from pedbench.files import file_sha256, read_json, write_json
 from pedbench.manifest import Manifest, read_manifest
 from pedbench.results import Run, read_predictions, read_runs
@@ -38,9 +39,12 @@ def score_runs(folders: Iterable[Path], manifests: Mapping[str, Path], marker: P
 
 def basis(run: Run, subset: str) -> dict[str, Any]:
     """What the scores depend on; scores of the same basis are the same."""
+    path = run.folder / f"predictions.{subset}.parquet"
+    if not path.is_file():
+        raise PedbenchError(f"{path}: no such file; delete {run.folder} and run again")
     return {
         "digest": run.config["digest"],
-        "predictions": file_sha256(run.folder / f"predictions.{subset}.parquet"),
+        "predictions": file_sha256(path),
         "protocol": run.protocol_label,
         "threshold": run.protocol["threshold"],
     }

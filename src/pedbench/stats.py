@@ -80,7 +80,6 @@ def compare(
     alpha: float = 0.05,
     resamples: int = 2000,
     seed: int = 0,
-    unit: Unit = "image",
 ) -> None:
     """Test the runs of ``folders`` on the test subset and write three CSV files below ``out``.
 
@@ -97,6 +96,7 @@ def compare(
         # A stream of its own for each dataset and split: narrowing the run changes no p-value.
         rng = np.random.default_rng([seed, crc32(f"{dataset}/{split}".encode())])
         manifest = read_manifest(Path(manifests[dataset]))
+        unit: Unit = "identity" if split == "zero_shot" else "image"  # about new persons, or not
         samples = resample_runs(runs, manifest, metrics, resamples, unit, rng)
         variants = sorted({(run.method, run.variant) for run in runs})
         pairs = list(combinations(variants, 2))

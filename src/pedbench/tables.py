@@ -74,6 +74,9 @@ class Cell:
         return {1: f"\\textbf{{{text}}}", 2: f"\\underline{{{text}}}"}.get(self.rank, text)
 
 
+UNITS = {"image": "images", "identity": "identities"}
+
+
 @dataclass(frozen=True)
 class Table:
     """``cells``: rows are (method, variant), columns (dataset, metric), values :class:`Cell`."""
@@ -192,7 +195,8 @@ def caption(
             f"{BETTER} {WORSE}: above or below "
             f"{display_name(first['against_method'], first['against_variant'])} in "
             f"{' or '.join(dict.fromkeys(tests['metric']))}, "
-            f"paired bootstrap of the test {first['unit']}s ({first['resamples']} resamples), "
+            f"paired bootstrap of the test {UNITS[first['unit']]} "
+            f"({first['resamples']} resamples), "
             f"p < {alpha} after Holm's correction over the {first['family']} tests of a dataset"
         )
     methods = dict.fromkeys(config["method"] for config in configs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -11,10 +12,11 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from pedbench.checkpoint import Checkpoints, load_tensors, load_trained, save_tensors
+from pedbench.config import Protocol
 from pedbench.contracts import BaseMethod, PedbenchError, Task
 from pedbench.data import Images
 from pedbench.engine import Fit, TrainingSet, Validate
@@ -26,8 +28,6 @@ from pedbench.registry import load_method, load_params
 from pedbench.results import sigmoid
 from pedbench.runs import RunConfig, RunFolder, derive_seed, environment, run_digest
 from pedbench.tasks.par import score
-
-PRECISION = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 
 
 @dataclass
@@ -58,7 +58,7 @@ def train(
     for seed in set(seeds) - set(pending):
         tqdm.write(f"{folders[seed].path}: finished before, kept")
     if pending:
-        job = Job(config, read_json(config_path), manifest, weights, threads)
+        job = Job(config, read_json(config_path), manifest, weights_path, threads)
         for seed in pending:
             job.run(seed, digests[seed], folders[seed])
     return {str(seed): digest for seed, digest in digests.items()}
@@ -88,6 +88,17 @@ def build_model(
     return method, method.build(copy.deepcopy(backbone), task)
 
 
+def make_accelerator(protocol: Protocol) -> Accelerator:
+    """Device and precision; several processes under ``torchrun``. On a GPU only
+    kernels that repeat their bits are used, where there are any."""
+    accelerator = Accelerator(mixed_precision="no" if protocol.precision == "fp32" else "bf16")
+    if accelerator.device.type == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.backends.cudnn.benchmark = False
+    return accelerator
+
+
 class Job:
     """What the seeds of one job share: pictures, backbone, device."""
 
@@ -96,17 +107,19 @@ class Job:
         config: RunConfig,
         raw: dict[str, Any],
         manifest: Manifest,
-        weights: dict[str, Any],
+        weights_path: Path,
         threads: int,
     ) -> None:
         self.config, self.raw, self.threads = config, raw, threads
         self.manifest_digest = manifest.digest
-        self.backbone = load_backbone(config.backbone, weights.get("file"))
+        weights = read_json(weights_path)
+        self.backbone = load_backbone(config.backbone, weights["file"])
         if self.backbone.weights_sha256 != weights["sha256"]:
             raise PedbenchError(
-                f"the weights of {config.backbone} changed since they were checked; run again"
+                f"the weights of {config.backbone} changed since {weights_path} was written; "
+                "delete that file and run again"
             )
-        self.accelerator = Accelerator(mixed_precision=PRECISION[config.protocol.precision])
+        self.accelerator = make_accelerator(config.protocol)
         self.backbone.to(self.accelerator.device)
         self.fitted = self._load(manifest, "train")
         self.evaluated = {subset: self._load(manifest, subset) for subset in ("val", "test")}
@@ -118,44 +131,49 @@ class Job:
         return Part(rows, Images(rows, size, how, self.threads))
 
     def run(self, seed: int, digest: str, folder: RunFolder) -> None:
-        """Fit, save the adapter, predict, mark as done."""
-        folder.start(
-            digest,
-            {
-                **self.raw,
-                "seed": seed,
-                "manifest_digest": self.manifest_digest,
-                "task": asdict(self.task),
-            },
-        )
+        """Fit, save the adapter, predict, mark as done; only the main process writes."""
+        main = self.accelerator.is_main_process
+        if main:
+            self._open(seed, digest, folder)
+        self.accelerator.wait_for_everyone()
+        method, model = build_model(self.config, self.backbone, self.task, seed)
+        model.to(self.accelerator.device)
+        trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        started = time.perf_counter()
+        if method.trains:
+            tensors = self._fit(method, model, seed, digest, folder)
+            if main:
+                save_tensors(folder.adapter, tensors, {"digest": digest})
+        fitted = time.perf_counter()
+        if main:
+            if method.trains:
+                load_trained(model, load_tensors(folder.adapter)[0], folder.adapter)
+            for subset, part in self.evaluated.items():
+                logits = self._logits(model, part)
+                write_predictions(folder.predictions(subset), part.manifest, logits, digest)
+            cost = {
+                "seconds_fit": round(fitted - started, 2),
+                "seconds_predict": round(time.perf_counter() - fitted, 2),
+                "parameters_trained": trained,
+                "parameters_total": sum(p.numel() for p in model.parameters()),
+            }
+            write_json(folder.path / "cost.json", cost)
+            folder.finish(digest)
+        self.accelerator.wait_for_everyone()
+
+    def _open(self, seed: int, digest: str, folder: RunFolder) -> None:
+        own = {"seed": seed, "manifest_digest": self.manifest_digest, "task": asdict(self.task)}
+        folder.start(digest, {**self.raw, **own})
         device = str(self.accelerator.device)
         record = environment(self.threads, device, self.backbone.weights_sha256)
         write_json(folder.path / "environment.json", record)
-        method, model = build_model(self.config, self.backbone, self.task, seed)
-        model.to(self.accelerator.device)
-        started = time.perf_counter()
-        if method.trains:
-            self._fit(method, model, seed, digest, folder)
-            load_trained(model, load_tensors(folder.adapter)[0], folder.adapter)
-        fitted = time.perf_counter()
-        for subset, part in self.evaluated.items():
-            logits = self._logits(model, part)
-            write_predictions(folder.predictions(subset), part.manifest, logits, digest)
-        cost = {
-            "seconds_fit": round(fitted - started, 2),
-            "seconds_predict": round(time.perf_counter() - fitted, 2),
-            "parameters_trained": sum(p.numel() for p in model.parameters() if p.requires_grad),
-            "parameters_total": sum(p.numel() for p in model.parameters()),
-        }
-        write_json(folder.path / "cost.json", cost)
-        folder.finish(digest)
 
     def _fit(
         self, method: BaseMethod[Any], model: nn.Module, seed: int, digest: str, folder: RunFolder
-    ) -> None:
+    ) -> dict[str, Tensor]:
         mean, std = normalisation(self.backbone, self.config.protocol)
         labels = torch.from_numpy(self.fitted.manifest.labels.copy())
-        fit = Fit(
+        return Fit(
             method,
             model,
             self.task,
@@ -167,10 +185,7 @@ class Job:
             folder.metrics,
             self._validation(self.evaluated["val"]),
             label="/".join(folder.path.parts[-5:]),
-        )
-        tensors = fit.run()
-        if self.accelerator.is_main_process:
-            save_tensors(folder.adapter, tensors, {"digest": digest})
+        ).run()
 
     def _logits(self, model: nn.Module, part: Part):
         return predict_logits(

@@ -94,7 +94,7 @@ def test_long_table_is_tidy_complete_and_reproducible(results, tmp_path):
     collect(reversed(results.folders), tmp_path / "two.parquet")
     assert (tmp_path / "one.parquet").read_bytes() == (tmp_path / "two.parquet").read_bytes()
     long = read_long(tmp_path / "one.parquet")
-    rows_of_a_run = len(par.OVERALL) + 3 * len(par.PER_ATTRIBUTE)
+    rows_of_a_run = len(par.RESAMPLED) + 3 + 3 * len(par.PER_ATTRIBUTE)
     assert len(long) == len(results.folders) * 2 * rows_of_a_run
     assert len(long.drop_duplicates(list(long.columns[:8]))) == len(long)
     row = select(long, method="full", seed=1, subset="val", attribute="bag", metric="AP")
