@@ -1,7 +1,7 @@
 """The contracts every plug-in meets: what a method, a dataset, a batch and an output are.
 
-This module is the bottom of the import graph: it imports nothing of pedbench, and torch only
-for type checkers, so that the planner and ``pedbench --help`` start without it.
+This module is the bottom of the import graph: when loaded it imports nothing of pedbench, and
+torch only for type checkers, so that the planner and ``pedbench --help`` start without it.
 """
 
 from __future__ import annotations
@@ -22,6 +22,11 @@ Split = Literal["standard", "zero_shot"]
 Region = Literal["head", "upper", "lower", "feet", "whole"]
 
 UNKNOWN = -1  # label code of an attribute that nobody could tell
+
+TINY = "tiny_clip"  # the backbone that is shipped with its weights
+# our name: open_clip's name of the model with QuickGELU, which OpenAI's weights need
+OPENAI = {"ViT-B-16": "ViT-B-16-quickgelu", "ViT-L-14": "ViT-L-14-quickgelu"}
+BACKBONES = (TINY, *OPENAI)
 
 
 class PedbenchError(Exception):

@@ -6,17 +6,15 @@ from pathlib import Path
 
 from pedbench.contracts import PedbenchError
 
-_PACKAGE = Path(__file__).resolve().parent
-_HOMES = (_PACKAGE.parents[1] / "resources", _PACKAGE / "resources")  # checkout, installed
+_RESOURCES = Path(__file__).resolve().parents[2] / "resources"
 
 
 def resource(name: str) -> Path:
     """Path of ``resources/{name}``. Raises PedbenchError if it is not there."""
-    for home in _HOMES:
-        if (home / name).exists():
-            return home / name
+    path = _RESOURCES / name
+    if path.exists():
+        return path
     raise PedbenchError(
-        f"the shipped file resources/{name} is missing (looked in "
-        f"{', '.join(str(home) for home in _HOMES)}): restore it from the repository, "
-        "or install pedbench from a checkout with 'pip install -e .'"
+        f"the shipped file {path} is missing: restore it from the repository, and install "
+        "pedbench from a checkout with 'pip install -e .'"
     )
