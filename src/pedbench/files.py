@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,8 @@ def file_sha256(path: Path) -> str:
 def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
     """Let ``write`` fill a temporary neighbour of ``path``, flush it to disk, then rename it.
 
-    A killed job leaves either the old file or the new one. Raises PedbenchError when the disk
-    is full or the folder cannot be written.
+    A killed or interrupted job leaves either the old file or the new one. Raises PedbenchError
+    when the disk is full or the folder cannot be written.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -42,8 +43,10 @@ def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
             os.fsync(stream.fileno())
         temporary.replace(path)
     except OSError as error:
-        temporary.unlink(missing_ok=True) if path.parent.is_dir() else None
         raise PedbenchError(explain_os_error(path, error)) from error
+    finally:
+        with suppress(OSError):  # gone already, if all went well
+            temporary.unlink()
 
 
 def explain_os_error(path: Path, error: OSError) -> str:

@@ -24,12 +24,21 @@ CASES = [
     for label in ("default", *read_variants().get(method, {}))
 ]
 TRAINED = [case for case in CASES if registry.trains(case[0])]
+# Trainable in the published setting, yet the loss cannot see them: keys' biases cancel in the
+# softmax, biases in front of a batch-norm in its mean; the released text prompts stand behind
+# end-of-text, where the causal mask hides them.
+INERT = {
+    "full_finetune": ("attn.k_proj.bias", "visual.ln_post.bias"),
+    "promptpar": ("fusion.linear.bias", "fusion.norm.bias", "head.bias"),
+    "promptpar/released_code": ("text_prompts",),
+}
 
 
 class Setting:
     """A method's variant, built on the small backbone as the embedded protocol resolves it."""
 
     def __init__(self, name, label, backbone, manifest):
+        self.name, self.label = name, label
         spec = resolve(name, label, read_protocol("embedded"))
         self.protocol = dataclasses.replace(
             protocol_of(spec), epochs=1, batch_size=24, warmup_epochs=0, checkpoint_steps=1000
@@ -98,12 +107,24 @@ def test_images_of_a_batch_do_not_mix_in_evaluation(setting):
 
 @trained
 def test_every_trainable_parameter_receives_a_gradient(setting):
+    """Apart from rounding; what is initialised with zeros is moved first, so that one factor of
+    a product does not hide the other."""
     model, batch = setting.build().train(), setting.batch()
+    trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    with torch.no_grad():
+        for parameter in trainable.values():
+            parameter.add_(0.02 * torch.randn_like(parameter))
     terms = setting.method.loss(model(batch.images), batch, setting.task)
     assert all(term.ndim == 0 for term in terms.values())
     torch.stack(list(terms.values())).sum().backward()
-    without = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
-    assert not without, "trainable but without a gradient: freeze it or use it"
+    largest = {
+        n: 0.0 if p.grad is None else float(p.grad.abs().max()) for n, p in trainable.items()
+    }
+    inert = {name for name, value in largest.items() if value <= 1e-4 * max(largest.values())}
+    declared = INERT.get(setting.name, ()) + INERT.get(f"{setting.name}/{setting.label}", ())
+    assert inert == {name for name in trainable if name.endswith(declared)}, (
+        "trainable but without a gradient: freeze it, use it or declare it in INERT"
+    )
 
 
 @trained

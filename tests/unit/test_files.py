@@ -2,45 +2,68 @@
 
 from __future__ import annotations
 
-import errno
+import os
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
+import torch
 
-from pedbench.contracts import PedbenchError
+from pedbench.checkpoint import save_tensors
+from pedbench.contracts import Attribute, PedbenchError
 from pedbench.files import canonical_json, digest, read_json, write_json, write_text
+from pedbench.manifest import Manifest
+from pedbench.predict import write_predictions
 
 
-def test_full_disk_keeps_the_old_file_and_says_so(tmp_path, monkeypatch):
-    path = tmp_path / "a.json"
-    write_json(path, {"old": 1})
-
-    def full(self, text, **_):
-        self.touch()
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(Path, "write_text", full)
-    with pytest.raises(
-        PedbenchError, match=r"a\.json: the disk .* is full.*Finished runs are untouched"
-    ):
-        write_json(path, {"new": 2})
-    monkeypatch.undo()
-    assert read_json(path) == {"old": 1}
-    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+def _json(path: Path, value: int) -> None:
+    write_json(path, {"value": value})
 
 
-def test_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
-    path = tmp_path / "a.json"
-    write_json(path, {"old": 1})
+def _tensors(path: Path, value: int) -> None:
+    save_tensors(path, {"weight": torch.full((3,), value)}, {"step": value})
 
-    def killed(self, target):
+
+def _predictions(path: Path, value: int) -> None:
+    hat = Attribute("hat", "head", "wearing a hat", "without a hat")
+    manifest = Manifest("a", Path("a"), (hat,), "0", pd.DataFrame({"image": ["0.png"]}))
+    write_predictions(path, manifest, np.full((1, 1), value), "digest")
+
+
+every_writer = pytest.mark.parametrize("write", [_json, _tensors, _predictions])
+
+
+@every_writer
+def test_full_disk_keeps_the_old_file_and_says_so(tmp_path, write):
+    if not Path("/dev/full").exists():
+        pytest.skip("/dev/full is not there")
+    path = tmp_path / "file"
+    write(path, 1)
+    old = path.read_bytes()
+    (tmp_path / f".file.{os.getpid()}.tmp").symlink_to("/dev/full")  # where the writer writes
+    with pytest.raises(PedbenchError, match="file: the disk .* is full.*Finished runs are untouch"):
+        write(path, 2)
+    assert path.read_bytes() == old
+    assert list(tmp_path.iterdir()) == [path]
+    write(path, 2)
+    assert path.read_bytes() != old
+
+
+@every_writer
+def test_interrupted_write_leaves_the_old_file_alone(tmp_path, monkeypatch, write):
+    path = tmp_path / "file"
+    write(path, 1)
+    old = path.read_bytes()
+
+    def interrupted(self, target):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Path, "replace", killed)
+    monkeypatch.setattr(Path, "replace", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        write_json(path, {"new": 2})
-    monkeypatch.undo()
-    assert read_json(path) == {"old": 1}
+        write(path, 2)
+    assert path.read_bytes() == old
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_file_in_the_folder_s_place_is_named(tmp_path):
