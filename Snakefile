@@ -5,6 +5,8 @@
 # The config is named by profiles/default (another one: --configfile config/smoke.yaml).
 
 import json
+import os
+import shlex
 import sys
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from snakemake.utils import min_version
 
 from pedbench.contracts import PedbenchError
 from pedbench.devices import visible_gpus
+from pedbench.files import digest
 from pedbench.plan import (
     check_results_folder,
     config_source,
@@ -32,7 +35,8 @@ except PedbenchError as error:
 RESULTS = PLAN.results
 RUN = f"{RESULTS}/runs/{{dataset}}/{{split}}/{{method}}/{{variant}}"
 GPUS = len(visible_gpus())
-workflow.register_resource("gpu", GPUS)
+if "gpu" not in workflow.global_resources:  # a limit given with --resources stands
+    workflow.register_resource("gpu", GPUS)
 
 
 wildcard_constraints:

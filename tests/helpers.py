@@ -117,6 +117,7 @@ def fake_run(
 
 def fake_config(key: tuple[str, str, str, str, int], manifest_digest: str) -> dict[str, Any]:
     protocol = {"name": "embedded", "version": "1", "threshold": 0.5, "f1": "instance"}
+    protocol["selection"] = "last_epoch"
     config = {
         **dict(zip(("dataset", "split", "method", "variant", "seed"), key, strict=True)),
         "backbone": {"value": "tiny", "from": "config.yaml"},

@@ -28,7 +28,7 @@ def visible_gpus() -> tuple[str, ...]:
 
 @contextmanager
 def own_gpu(locks: Path | None = None) -> Iterator[str | None]:
-    """Restrict this process to a GPU that no other job of this machine holds.
+    """Restrict this process to a GPU that no other job of this user on this machine holds.
 
     To be entered before CUDA is initialised. Does nothing where there is nothing to share: with
     fewer than two visible devices, or under a launcher that assigns them itself.
@@ -37,9 +37,9 @@ def own_gpu(locks: Path | None = None) -> Iterator[str | None]:
     if len(devices) < 2 or "LOCAL_RANK" in os.environ:
         yield None
         return
-    folder = locks or Path(tempfile.gettempdir())
+    folder, user = locks or Path(tempfile.gettempdir()), os.getuid()
     for device in devices:
-        with (folder / f"pedbench-gpu-{device}.lock").open("w") as file:
+        with (folder / f"pedbench-gpu-{user}-{device}.lock").open("w") as file:
             if _locked(file):
                 os.environ["CUDA_VISIBLE_DEVICES"] = device
                 yield device

@@ -85,8 +85,11 @@ def _config(configfile: Path) -> str:
 def _weights(configfile: Path) -> str:
     from pedbench.nn.backbone import load_backbone
 
-    name = _read(configfile).config["backbone"]
-    return f"{name}, sha256 {load_backbone(name).weights_sha256[:12]}"
+    plan = _read(configfile)
+    name, file = plan.config["backbone"], plan.weights_file
+    if file is not None and not Path(file).is_file():
+        return f"{name}: {file} is not there yet, the run will train it (pretrain: true)"
+    return f"{file or name}, sha256 {load_backbone(name, file).weights_sha256[:12]}"
 
 
 def _disk() -> str:

@@ -16,11 +16,11 @@ from typing import Any
 from pedbench import registry
 from pedbench.config import DEFAULT, ProtocolFile, check_config, plain, read_protocol, read_yaml
 from pedbench.config import resolve as resolve_values
-from pedbench.contracts import PedbenchError
+from pedbench.contracts import BACKBONES, TINY, PedbenchError
 from pedbench.files import digest, write_json
 
-TINY = "tiny_clip"  # the backbone that is shipped with its weights
 TIMINGS = "config/timings.yaml"
+FOLDERS = "data figures logs manifests pretrain runs stats tables weights".split()  # of results
 
 
 @dataclass(frozen=True)
@@ -181,13 +181,14 @@ def make_plan(config: Mapping[str, Any], source: str = "config") -> Plan:
     """
     config = check_config(config, source)
     protocol = read_protocol(config["protocol"])
+    _check_names(config, source)
+    _check_checkpoint(config, source)
     places = [_place(f"{source}: datasets", entry) for entry in config["datasets"]]
     choices = [_choice(f"{source}: methods", entry) for entry in config["methods"]]
-    _refuse_repeats(source, [f"{method}/{variant}" for method, variant in choices])
     builder = _Builder(config, protocol)
     for dataset, split in places:
         for method, variant in choices:
-            builder.add(dataset, split, method, variant)
+            builder.add(f"{source}: methods", dataset, split, method, variant)
     notes: list[str] = []
     sweeps = []
     for name, entry in config["sweeps"].items():
@@ -210,7 +211,8 @@ def make_plan(config: Mapping[str, Any], source: str = "config") -> Plan:
 
 
 def check_results_folder(results: str) -> None:
-    """Raises PedbenchError unless ``results`` is, or can be made, a folder to write into."""
+    """Raises PedbenchError unless ``results`` is, or can be made, a folder to write into, and
+    no file is in the place of one of its folders."""
     path = Path(results).absolute()
     nearest = next(place for place in (path, *path.parents) if place.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK):
@@ -219,6 +221,12 @@ def check_results_folder(results: str) -> None:
             f"{results}: the results folder cannot be used: {nearest} {what}. Make it writable, or "
             "name another with 'results' in the config"
         )
+    for name in FOLDERS:
+        if (path / name).is_file():
+            raise PedbenchError(
+                f"{results}/{name}: is a file where a folder has to be; move it away, or name "
+                "another results folder with 'results' in the config"
+            )
 
 
 def config_source(files: Iterable[Path], overrides: Mapping[str, Any]) -> str:
@@ -259,14 +267,21 @@ def describe(plan: Plan, cores: int, markers: Collection[str]) -> str:
 
 
 class _Builder:
-    """Collects experiments; one with the same values as an earlier one is not run twice."""
+    """Collects experiments; the same values are never run twice: a second entry of ``methods``
+    with them is refused, a sweep's point uses the run that is there."""
 
     def __init__(self, config: Mapping[str, Any], protocol: ProtocolFile) -> None:
         self.config, self.protocol = config, protocol
         self.experiments: list[Experiment] = []
 
-    def add(self, dataset: str, split: str, method: str, variant: str) -> None:
+    def add(self, where: str, dataset: str, split: str, method: str, variant: str) -> None:
         values = resolve_values(method, variant, self.protocol)
+        twin = self._same(dataset, split, method, values)
+        if twin is not None:
+            raise PedbenchError(
+                f"{where}: '{method}/{variant}' has the same values as '{method}/{twin.variant}' "
+                f"under protocol {self.protocol.name}; delete one of them"
+            )
         self._append(dataset, split, method, variant, values, in_tables=True)
 
     def sweep(
@@ -338,10 +353,33 @@ def _choice(where: str, entry: str) -> tuple[str, str]:
     return method, variant or DEFAULT
 
 
-def _refuse_repeats(source: str, entries: list[str]) -> None:
-    for entry in entries:
-        if entries.count(entry) > 1:
-            raise PedbenchError(f"{source}: methods: '{entry}' is there twice; delete one of them")
+def _check_names(config: Mapping[str, Any], source: str) -> None:
+    """The backbone, and the keys under which datasets and backbones get something, are known."""
+    datasets = registry.datasets()
+    for key, names, known in (
+        ("backbone", [config["backbone"]], BACKBONES),
+        ("checkpoints", config["checkpoints"], BACKBONES),
+        ("roots", config["roots"], datasets),
+        ("dataset_options", config["dataset_options"], datasets),
+    ):
+        what = "dataset" if known is datasets else "backbone"
+        for name in names:
+            if name not in known:
+                raise PedbenchError(
+                    f"{source}: {key}: unknown {what} '{name}'{registry.suggest(name, known)} "
+                    f"(known: {', '.join(known)})"
+                )
+
+
+def _check_checkpoint(config: Mapping[str, Any], source: str) -> None:
+    """The file named for the plan's backbone exists; other backbones' need not."""
+    name = config["backbone"]
+    file = config["checkpoints"].get(name)
+    if file is not None and not Path(file).is_file():
+        raise PedbenchError(
+            f"{source}: checkpoints.{name}: there is no file {file}; correct the path, or delete "
+            "the entry to use the shipped or downloaded weights"
+        )
 
 
 def _comparison(

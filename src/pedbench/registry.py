@@ -13,6 +13,7 @@ import importlib
 import io
 import re
 import tokenize
+import traceback
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -201,7 +202,15 @@ def _names(kind: Kind) -> tuple[str, ...]:
 
 def _import(kind: Kind, name: str) -> Any:
     path = source_path(kind, name)
-    module = importlib.import_module(f"pedbench.{kind}s.{name}")
+    try:
+        module = importlib.import_module(f"pedbench.{kind}s.{name}")
+    except (Exception, SystemExit) as error:  # a plug-in may raise anything
+        frames = traceback.extract_tb(error.__traceback__)
+        own = [f"line {f.lineno}: " for f in frames if f.filename.endswith(_shown(path))]
+        raise PedbenchError(
+            f"{_shown(path)}: {''.join(own[-1:])}the import fails with "
+            f"{type(error).__name__}: {error}"
+        ) from error
     for required in ("Method", "Params") if kind == "method" else ("Dataset",):
         if not hasattr(module, required):
             raise PedbenchError(f"{_shown(path)}: no class {required} in it")

@@ -83,7 +83,7 @@ Licence: (what its owners allow).
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -111,17 +111,18 @@ class Dataset(BaseDataset):
         if not path.is_file():
             raise PedbenchError(f"{{path}}: no such file; see the top of datasets/{name}.py")
         with path.open(newline="", encoding="utf-8") as stream:
-            rows = sorted(csv.DictReader(stream), key=lambda row: row["image"])
-        for row in rows:
-            absent = [name for name in (*names, "subset") if name not in row]
+            table = csv.DictReader(stream)
+            absent = [n for n in ("image", "subset", *names) if n not in (table.fieldnames or ())]
             if absent:
                 raise PedbenchError(f"{{path}}: column '{{absent[0]}}' is missing")
+            rows = sorted(table, key=lambda row: row["image"])
+        for row in rows:
             yield Record(
                 image=f"images/{{row['image']}}",
-                labels=tuple(int(row[name]) for name in names),
+                labels=tuple(whole(path, row, name) for name in names),
                 subset={{"standard": row["subset"]}},  # type: ignore[dict-item]
-                identity=int(row.get("identity") or -1),
-                camera=int(row.get("camera") or -1),
+                identity=whole(path, row, "identity") if row.get("identity") else -1,
+                camera=whole(path, row, "camera") if row.get("camera") else -1,
             )
 
     def fake(self, root: Path, rng: np.random.Generator) -> None:
@@ -137,6 +138,17 @@ class Dataset(BaseDataset):
                 Image.fromarray(picture).save(root / "images" / f"{{index:02d}}.png")
                 labels = rng.integers(0, 2, len(names))
                 table.writerow([f"{{index:02d}}.png", subset, index // 3, index % 3, *labels])
+
+
+def whole(path: Path, row: Mapping[str, str], column: str) -> int:
+    """The whole number in ``column`` of ``row``, or a PedbenchError naming file and row."""
+    try:
+        return int(row[column])
+    except (TypeError, ValueError):
+        raise PedbenchError(
+            f"{{path}}: row of image '{{row['image']}}': {{column}} is {{row[column]!r}}, "
+            "but a whole number is wanted"
+        ) from None
 '''
 
 NEXT = {

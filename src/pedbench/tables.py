@@ -26,6 +26,10 @@ F1_MEANING = {
     "instance": "mean of the F1 of each image",
     "harmonic": "harmonic mean of mean precision and mean recall",
 }
+SELECTION = {
+    "last_epoch": "weights of the last epoch",
+    "best_val_mA": "weights of the epoch with the best validation mA",
+}
 ABSENT, BETTER, WORSE = "–", "↑", "↓"
 IN_WORDS = {
     "stretch": "stretch (native 2:1 input)",
@@ -156,7 +160,8 @@ def _column(scores: pd.DataFrame, marks: Mapping[tuple[str, str], str]) -> dict[
     for row, values in scores.groupby(["method", "variant"])["value"]:
         mean, sd = values.mean(skipna=False), values.std(skipna=False)
         cells[row] = Cell(mean, sd, len(values), marks.get(row, ""))  # type: ignore[arg-type]
-    shown = sorted({round(cell.mean, 2) for cell in cells.values()} - {np.nan}, reverse=True)
+    means = {round(cell.mean, 2) for cell in cells.values() if not np.isnan(cell.mean)}
+    shown = sorted(means, reverse=True)
     ranks = {value: rank for rank, value in enumerate(shown[:2], start=1)}
     return {row: replace(c, rank=ranks.get(round(c.mean, 2), 0)) for row, c in cells.items()}
 
@@ -182,11 +187,13 @@ def caption(
     protocol = configs[0]["protocol"]
     backbones = ", ".join(dict.fromkeys(str(config["backbone"]) for config in configs))
     seeds = ", ".join(str(seed) for seed in sorted(scores["seed"].unique()))
+    selections = dict.fromkeys(SELECTION[config["protocol"]["selection"]] for config in configs)
     sentences = [
         f"{title}, test images, in percent",
         f"Mean ± standard deviation over the seeds {seeds}; without ±: one run",
         f"Protocol {protocol['name']} (version {protocol['version']}), backbone {backbones}, "
-        f"threshold {protocol['threshold']}, F1 ({protocol['f1']}): {F1_MEANING[protocol['f1']]}",
+        f"threshold {protocol['threshold']}, F1 ({protocol['f1']}): {F1_MEANING[protocol['f1']]}; "
+        + " or ".join(selections),
         "Bold: best; underlined: second",
     ]
     if len(tests):

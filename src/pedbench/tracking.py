@@ -10,10 +10,13 @@ import json
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from itertools import groupby, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
+from pedbench.contracts import PedbenchError
 from pedbench.files import digest, file_sha256, read_json, write_atomic, write_json
 from pedbench.results import Run, read_runs
 from pedbench.score import SUBSETS
@@ -32,22 +35,47 @@ def track(folders: Iterable[Path], marker: Path) -> dict[str, int]:
     The store is ``MLFLOW_TRACKING_URI`` or, without it, ``mlflow.db`` beside ``marker``. There is
     one experiment per dataset and split and one MLflow run per seed, found again by its tags: an
     unchanged one is skipped, a changed or half-written one is deleted and made anew. ``marker``
-    maps every run to the digest of its content and is written last.
+    maps every run to the digest of its content and is written last. Raises PedbenchError when
+    the store cannot be reached or written.
     """
     os.environ |= {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true"}
     from mlflow import MlflowClient
 
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or sqlite_store(marker.with_name("mlflow.db"))
-    client = MlflowClient(uri)
+    local, given = marker.with_name("mlflow.db"), os.environ.get("MLFLOW_TRACKING_URI")
     counts, contents = {"created": 0, "replaced": 0, "skipped": 0}, {}
-    for name, runs in groupby(read_runs(folders), lambda run: f"{run.dataset}/{run.split}"):
-        experiment = open_experiment(client, name, marker.with_name("mlflow_artifacts"))
-        known = mirrored(client, experiment)
-        for run in runs:
-            contents[run.key] = content_of(run)
-            counts[mirror(client, experiment, run, contents[run.key], known[run.key])] += 1
+    by_split = groupby(read_runs(folders), lambda run: f"{run.dataset}/{run.split}")
+    with explained(given or str(local)):
+        client = MlflowClient(given or sqlite_store(local))
+        for name, runs in by_split:
+            experiment = open_experiment(client, name, marker.with_name("mlflow_artifacts"))
+            known = mirrored(client, experiment)
+            for run in runs:
+                contents[run.key] = content_of(run)
+                counts[mirror(client, experiment, run, contents[run.key], known[run.key])] += 1
     write_json(marker, contents)
     return counts
+
+
+@contextmanager
+def explained(store: str) -> Iterator[None]:
+    """Turn what MLflow and its database raise into a PedbenchError naming ``store``, without the
+    password that its URI may hold."""
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield
+    except (MlflowException, SQLAlchemyError, ImportError) as error:  # ImportError: no driver
+        secret = urlsplit(store).netloc.rpartition("@")[0]
+        reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+        place, reason = (
+            text.replace(f"{secret}@", "") if secret else text
+            for text in (store.partition("?")[0], reason)
+        )
+        raise PedbenchError(
+            f"MLflow's store {place} cannot be used ({reason}). Make room, start the server or "
+            "correct MLFLOW_TRACKING_URI, and run the same command again; all runs are kept"
+        ) from error
 
 
 def sqlite_store(path: Path) -> str:

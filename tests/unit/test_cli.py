@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from typing import Any
 
 import pytest
+import yaml
 
-from pedbench import registry, scaffold
+from pedbench import doctor, registry, scaffold
 from pedbench.cli import main
-from pedbench.contracts import PedbenchError
+from pedbench.config import ROOT
+from pedbench.contracts import TINY, PedbenchError
 
 
 @pytest.mark.parametrize("words", [["--help"], ["list"], ["list", "--params", "promptpar"]])
@@ -49,12 +52,31 @@ def test_scaffolds_are_written_once(kind, tmp_path):
         scaffold.create(kind, "My-Method", tmp_path)
 
 
+def test_a_scaffolded_dataset_names_the_row_of_a_bad_label(tmp_path):
+    scaffold.create("dataset", "demo", tmp_path)
+    module: dict[str, Any] = {"__name__": "demo"}
+    exec((tmp_path / "datasets" / "demo.py").read_text(), module)
+    header = "image,subset,hat,backpack,shorts\n"
+    (tmp_path / "labels.csv").write_text(f"{header}0.png,train,1,0,1\n1.png,train,0,yes,1\n")
+    with pytest.raises(PedbenchError, match=r"labels.csv: row of image '1.png': backpack is 'yes'"):
+        list(module["Dataset"]().records(tmp_path))
+
+
+def test_doctor_checks_the_weights_named_in_the_config(tmp_path):
+    file = tmp_path / "mine.safetensors"
+    file.write_bytes(b"none")
+    config = yaml.safe_load((ROOT / "config/smoke.yaml").read_text())
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(config | {"checkpoints": {TINY: str(file)}}))
+    with pytest.raises(PedbenchError, match=f"^{file} is no readable safetensors file"):
+        doctor._weights(tmp_path / "c.yaml")
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(config))
+    assert doctor._weights(tmp_path / "c.yaml").startswith("tiny_clip, sha256 ")
+
+
 @pytest.mark.parametrize("kind", ["method", "dataset"])
 def test_scaffolds_pass_the_contract_suite(kind, tmp_path):
     """In a copy of the plug-in folders, so that the checkout is left alone."""
     import shutil
-
-    from pedbench.config import ROOT
 
     for folder in ("methods", "datasets", "src", "tests", "config", "resources", "workflow"):
         ignored = shutil.ignore_patterns("__pycache__")

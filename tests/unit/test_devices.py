@@ -32,6 +32,7 @@ def test_parallel_jobs_take_different_devices(monkeypatch, tmp_path):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
     with own_gpu(tmp_path) as first:
         assert first == os.environ["CUDA_VISIBLE_DEVICES"] == "3"
+        assert (tmp_path / f"pedbench-gpu-{os.getuid()}-3.lock").is_file()
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")  # as another process sees it
         with own_gpu(tmp_path) as second:
             assert second == os.environ["CUDA_VISIBLE_DEVICES"] == "5"

@@ -119,7 +119,31 @@ def test_sweep_and_tests_without_their_method_are_left_out_with_a_note():
         ),
         (
             {"methods": ["zero_shot", "zero_shot/default"]},
-            "c.yaml: methods: 'zero_shot/default' is there twice; delete one of them",
+            "c.yaml: methods: 'zero_shot/default' has the same values as 'zero_shot/default'",
+        ),
+        (
+            {"methods": ["promptpar", "promptpar/region_deep"]},
+            "c.yaml: methods: 'promptpar/region_deep' has the same values as 'promptpar/default'",
+        ),
+        (
+            {"backbone": "ViT-B16"},
+            "c.yaml: backbone: unknown backbone 'ViT-B16'; did you mean 'ViT-B-16'? (known: tiny",
+        ),
+        (
+            {"checkpoints": {"ViT-L14": "/w"}},
+            "c.yaml: checkpoints: unknown backbone 'ViT-L14'; did you mean 'ViT-L-14'?",
+        ),
+        (
+            {"checkpoints": {"tiny_clip": "/nowhere/a file"}},
+            "c.yaml: checkpoints.tiny_clip: there is no file /nowhere/a file; correct the path",
+        ),
+        (
+            {"roots": {"synthetic_aa": "/data"}},
+            "c.yaml: roots: unknown dataset 'synthetic_aa'; did you mean 'synthetic_a'?",
+        ),
+        (
+            {"dataset_options": {"synthetik_b": {"seed": 1}}},
+            "c.yaml: dataset_options: unknown dataset 'synthetik_b'; did you mean 'synthetic_b'?",
         ),
         (
             {"datasets": ["synthetic_c/standard"]},
@@ -131,7 +155,7 @@ def test_sweep_and_tests_without_their_method_are_left_out_with_a_note():
         ),
         (
             {"dataset_options": {"synthetic_a": {"identites": 9}}},
-            "c.yaml: synthetic_a: dataset_options: unknown key 'identites'",
+            "c.yaml: synthetic_a: dataset_options: unknown key 'identites'; did you mean 'ide",
         ),
         (
             {"sweeps": {"length": {**SWEEP, "parameter": "promt_length"}}},
@@ -158,6 +182,7 @@ class Obtained(BaseDataset):
 
 
 def test_real_data_needs_a_folder(monkeypatch):
+    monkeypatch.setattr(module.registry, "datasets", lambda: ("peta",))
     monkeypatch.setattr(module.registry, "load_dataset", lambda name: Obtained())
     config = {**CONFIG, "datasets": ["peta/standard"]}
     with fails("c.yaml: roots: peta (PETA) must be obtained first (research only); then name"):
@@ -176,7 +201,12 @@ def test_generated_data_lie_below_results():
     )
 
 
-def test_weights_follow_the_config():
+def test_options_of_datasets_and_backbones_outside_the_plan_are_left_alone():
+    elsewhere = {"checkpoints": {"ViT-L-14": "/nowhere"}, "roots": {"synthetic_b": "/nowhere"}}
+    assert make_plan({**CONFIG, **elsewhere}).weights_file is None
+
+
+def test_weights_follow_the_config(tmp_path):
     shipped = make_plan(CONFIG)
     assert shipped.weights_file is None
     assert shipped.weights_inputs == (
@@ -187,8 +217,10 @@ def test_weights_follow_the_config():
     assert rebuilt.weights_inputs == ("results/pretrain/tiny_clip.safetensors",)
     large = {**CONFIG, "backbone": "ViT-B-16"}
     assert make_plan(large).weights_inputs == ()
-    local = make_plan({**large, "checkpoints": {"ViT-B-16": "/w/b16.pt"}})
-    assert local.weights_file == "/w/b16.pt" and local.weights_inputs == ("/w/b16.pt",)
+    file = tmp_path / "b16.pt"
+    file.touch()
+    local = make_plan({**large, "checkpoints": {"ViT-B-16": str(file)}})
+    assert local.weights_file == str(file) and local.weights_inputs == (str(file),)
 
 
 def test_document_lists_every_run_and_its_digest_follows_the_plan():

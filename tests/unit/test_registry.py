@@ -82,6 +82,19 @@ def test_checked_refuses(annotation, value, message):
         checked(Field(None, annotation), value)
 
 
+@pytest.mark.parametrize("stop", ["1 / 0", "raise SystemExit(3)", "import no_such_package"])
+def test_a_plugin_that_raises_on_import_is_named(stop, tmp_path, monkeypatch):
+    import pedbench.methods as package
+
+    folder = tmp_path / "methods"
+    folder.mkdir()
+    (folder / "lora.py").write_text(f"x = 1\n{stop}\n")
+    monkeypatch.setattr(registry, "_PACKAGE", tmp_path)
+    monkeypatch.setattr(package, "__path__", [str(folder)])
+    with pytest.raises(PedbenchError, match=r"^methods/lora.py: line 2: the import fails with "):
+        registry.load_method("lora")
+
+
 def test_damaged_plugins_are_named(tmp_path):
     path = tmp_path / "methods" / "lora.py"
     path.parent.mkdir()

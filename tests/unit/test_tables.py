@@ -97,7 +97,7 @@ def test_the_caption_states_the_settings(tables):
         "Protocol embedded (version 1)",
         "backbone tiny",
         "threshold 0.5",
-        "F1 (instance): mean of the F1 of each image",
+        "F1 (instance): mean of the F1 of each image; weights of the last epoch.",
         "p < 0.05 after Holm's correction over the 8 tests",
         "native 2:1 input",
         "Linear probe with lr",

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import re
 import sqlite3
 
 import pytest
 from helpers import fake_results
 from mlflow import MlflowClient
+from sqlalchemy.exc import OperationalError
 
 from pedbench import tracking
+from pedbench.contracts import PedbenchError
 from pedbench.files import read_json, write_json
 from pedbench.results import read_run
 from pedbench.score import score_runs
@@ -115,3 +118,23 @@ def test_another_store_is_taken_from_the_environment(results, tmp_path, store, m
     count = "select count(*) from runs"
     assert sqlite3.connect(other).execute(count).fetchone() == (6,)
     assert sqlite3.connect(results.root / "mlflow.db").execute(count).fetchone() == (0,)
+
+
+def test_a_server_out_of_reach_is_named_without_its_password(results, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    start = "MLflow's store http://127.0.0.1:9 cannot be used (MlflowException: "
+    with pytest.raises(PedbenchError, match=f"^{re.escape(start)}") as caught:
+        track(results.folders, results.root / "mlflow.json")
+    assert "secret" not in str(caught.value)
+    assert not (results.root / "mlflow.json").exists()
+
+
+def test_a_full_disk_is_one_line(results, monkeypatch):
+    def full(*_, **__):
+        raise OperationalError("INSERT", {}, Exception("database or disk is full"))
+
+    monkeypatch.setattr(MlflowClient, "create_run", full)
+    start = f"MLflow's store {results.root}/mlflow.db cannot be used (OperationalError: "
+    with pytest.raises(PedbenchError, match=f"^{re.escape(start)}.*disk is full.*run the same"):
+        track(results.folders, results.root / "mlflow.json")

@@ -70,6 +70,8 @@ rule track:
         f"{RESULTS}/logs/track.log",
     conda:
         "../envs/pedbench.yaml"
+    params:
+        store=digest(os.environ.get("MLFLOW_TRACKING_URI") or None),  # hashed: it may hold a password
     shell:
         "pedbench track --plan {input.plan} --out {output} > {log} 2>&1"
 

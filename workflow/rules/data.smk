@@ -42,6 +42,6 @@ rule weights:
     conda:
         "../envs/pedbench.yaml"
     params:
-        file=f"--file {PLAN.weights_file}" if PLAN.weights_file else "",
+        file=shlex.join(["--file", PLAN.weights_file]) if PLAN.weights_file else "",
     shell:
         "pedbench weights {wildcards.backbone} {params.file} --out {output} > {log} 2>&1"

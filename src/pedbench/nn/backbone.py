@@ -21,14 +21,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pedbench.contracts import PedbenchError
+from pedbench.contracts import BACKBONES, OPENAI, TINY, PedbenchError
 from pedbench.nn.blocks import Attention, insert, merge_qkv, step
 from pedbench.nn.tokenizer import Tokenizer
 from pedbench.paths import resource
 
-TINY = "tiny_clip"
-# our name: open_clip's name of the model with QuickGELU, which OpenAI's weights need
-OPENAI = {"ViT-B-16": "ViT-B-16-quickgelu", "ViT-L-14": "ViT-L-14-quickgelu"}
 _RANDOM = "random:"
 
 
@@ -291,7 +288,7 @@ def load_backbone(
     cache_dir: str | Path | None = None,
     image_size: int | tuple[int, int] | None = None,
 ) -> Backbone:
-    """A frozen CLIP: ``tiny_clip``, one of `OPENAI`, or ``random:`` before such a name.
+    """A frozen CLIP: ``tiny_clip``, one of `contracts.OPENAI`, or ``random:`` before such a name.
 
     ``weights``: a checkpoint file to use instead of the shipped or the downloaded one.
     ``cache_dir``: where open_clip keeps downloads. ``image_size`` in pixels, an edge or
@@ -300,10 +297,10 @@ def load_backbone(
     Raises PedbenchError on an unknown name and on missing, corrupt or unfitting weights.
     """
     model = name.removeprefix(_RANDOM)
-    if model not in (TINY, *OPENAI):
-        near = difflib.get_close_matches(model, (TINY, *OPENAI), 1, cutoff=0.3)
+    if model not in BACKBONES:
+        near = difflib.get_close_matches(model, BACKBONES, 1, cutoff=0.3)
         hint = f"; did you mean '{near[0]}'?" if near else ""
-        known = ", ".join((TINY, *OPENAI))
+        known = ", ".join(BACKBONES)
         raise PedbenchError(f"unknown backbone '{name}' (known: {known}{hint})")
     if weights is not None and not Path(weights).is_file():
         raise PedbenchError(f"weights of {name}: there is no file {weights}; correct the path")
@@ -392,8 +389,8 @@ def _require_hub(name: str, cache_dir: str | Path | None) -> None:
         raise PedbenchError(
             f"the weights of {name} are not in the cache {cache_dir or HF_HUB_CACHE}, and "
             f"{ENDPOINT} cannot be reached to fetch them ({error}): run once with a connection, "
-            "copy the cache of a machine that has them, or name a checkpoint file as the "
-            "backbone's weights"
+            "copy the cache of a machine that has them, or name a checkpoint file in the config: "
+            f"checkpoints: {{{name}: /path/to/file}}"
         ) from error
 
 

@@ -24,7 +24,8 @@ def region_patches(
     ``grid`` is (rows, columns). The rows are shared out evenly and every stripe is widened by
     ``overlap // 2`` rows on both sides. ``released`` puts the stripes where the authors' code
     does: first patches are constants that fit the 16 x 16 grid alone, elsewhere stripes break
-    rows, leave patches out or end early. Raises PedbenchError when the grid cannot be divided.
+    rows, leave patches out or end early. Raises PedbenchError when the grid cannot be divided
+    or, with ``grid``, when ``overlap`` is odd.
     """
     rows, columns = grid
     if not 1 <= regions <= rows:
@@ -35,6 +36,11 @@ def region_patches(
         raise PedbenchError(
             f"region_mask 'released' knows {len(RELEASED_OFFSETS)} regions, not {regions}: "
             "set region_mask to 'grid'"
+        )
+    if layout == "grid" and overlap % 2:
+        raise PedbenchError(
+            f"region_overlap = {overlap}: each of two neighbouring regions is widened by half of "
+            f"it, so it must be even: use {overlap - 1} or {overlap + 1}"
         )
     margin = overlap // 2
     patches = torch.zeros(regions, rows * columns, dtype=torch.bool)

@@ -8,6 +8,7 @@ split); ``world.json`` (options and code digest, written last).
 from __future__ import annotations
 
 import csv
+import difflib
 import hashlib
 import json
 import shutil
@@ -166,9 +167,10 @@ def _checked(options: Mapping[str, Any]) -> dict[str, int]:
     """All options. Raises PedbenchError on an unknown one or a value out of range."""
     for key, value in options.items():
         if key not in DEFAULTS:
+            near = difflib.get_close_matches(str(key), DEFAULTS, n=1)
+            hint = f"; did you mean '{near[0]}'?" if near else ""
             raise PedbenchError(
-                f"dataset_options: unknown key '{key}'; the synthetic world has "
-                f"{', '.join(DEFAULTS)}"
+                f"dataset_options: unknown key '{key}'{hint} (known: {', '.join(DEFAULTS)})"
             )
         least = {"seed": 0, "identities": 8, "images_per_identity": 1}[key]
         if type(value) is not int or value < least:
