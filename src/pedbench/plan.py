@@ -20,7 +20,8 @@ from pedbench.contracts import BACKBONES, TINY, PedbenchError
 from pedbench.files import digest, write_json
 
 TIMINGS = "config/timings.yaml"
-FOLDERS = "data figures logs manifests pretrain runs stats tables weights".split()  # of results
+# of results
+FOLDERS = ("data", "figures", "logs", "manifests", "pretrain", "runs", "stats", "tables", "weights")
 
 
 @dataclass(frozen=True)
