@@ -1,38 +1,28 @@
-"""A miniature benchmark from empty to LaTeX, again, again elsewhere, and with a new method."""
+"""The smoke run from empty to LaTeX, again, elsewhere, with bad input, with a new method."""
 
 from __future__ import annotations
 
 import re
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-import yaml
 from checkout import Checkout
 
-PLAN = {
-    "protocol": "embedded",
-    "backbone": "tiny_clip",
-    "datasets": ["synthetic_a/standard"],
-    "methods": ["zero_shot", "linear_probe"],
-    "seeds": [0, 1],
-    "seeds_per_job": 2,
-    "dataset_options": {"synthetic_a": {"seed": 1, "identities": 20, "images_per_identity": 6}},
-    "comparison": {"baseline": "linear_probe", "metrics": ["mA", "F1"], "resamples": 100},
-}
-TABLES = ("results/tables", "--configfile", "mini.yaml")
-RUNS = Path("results/runs/synthetic_a/standard")
-
-
-def start(root: Path, cores: int) -> tuple[Checkout, str]:
-    checkout = Checkout.make(root)
-    (checkout.root / "mini.yaml").write_text(yaml.safe_dump(PLAN))
-    return checkout, checkout.snakemake(*TABLES, cores=cores)
+CONFIG = "config/smoke.yaml"
+RESULTS = Path("results/smoke")
+RUNS = RESULTS / "runs/synthetic_a/standard"
+TABLES = (f"{RESULTS}/tables", "--configfile", CONFIG)
+ONE_MORE = ("--config", "seeds=[0,1,2]")
+AGAIN = ("--forcerun", "manifest")
 
 
 @pytest.fixture(scope="module")
 def mini(tmp_path_factory):
-    return start(tmp_path_factory.mktemp("first") / "pedbench", cores=2)
+    checkout = Checkout.make(tmp_path_factory.mktemp("first") / "pedbench")
+    return checkout, checkout.snakemake(*TABLES)
 
 
 def trained(text: str) -> list[str]:
@@ -51,9 +41,15 @@ def times(checkout: Checkout) -> dict[str, int]:
     return {name: path.stat().st_mtime_ns for name, path in files(checkout, "*").items()}
 
 
+def contents(checkout: Checkout) -> dict[str, tuple[int, bytes]]:
+    """Time and bytes of every file in the seeds' folders."""
+    found = files(checkout, "seed*/*")
+    return {n: (p.stat().st_mtime_ns, p.read_bytes()) for n, p in found.items() if p.is_file()}
+
+
 def test_from_empty_to_latex(mini):
     checkout, said = mini
-    results = checkout.root / "results"
+    results = checkout.root / RESULTS
     assert trained(said) == ["linear_probe/default", "zero_shot/default"]
     assert "2 of 2 training jobs to run, about" in said  # the estimate, before the start
     assert {p.suffix for p in (results / "tables").iterdir()} >= {".csv", ".md", ".tex"}
@@ -78,14 +74,98 @@ def test_second_invocation_does_nothing(mini):
     assert times(checkout) == before
 
 
+def nothing(root: Path) -> None:
+    """The mistake is in the command."""
+
+
+def first_image(root: Path) -> Path:
+    return min((root / RESULTS / "data/synthetic_a/images").iterdir())
+
+
+def lose_an_image(root: Path) -> None:
+    first_image(root).unlink()
+
+
+def truncate_an_image(root: Path) -> None:
+    first_image(root).write_bytes(first_image(root).read_bytes()[:200])
+
+
+def move_an_image_to_val(root: Path) -> None:
+    table = root / RESULTS / "data/synthetic_a/splits.csv"
+    table.write_text(table.read_text().replace(",train,", ",val,", 1))
+
+
+def damage_the_weights(root: Path) -> None:
+    weights = root / "resources/tiny_clip/tiny_clip.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+
+
+def put_a_file(name: str) -> Callable[[Path], None]:
+    def spoil(root: Path) -> None:
+        shutil.rmtree(root / RESULTS / name, ignore_errors=True)
+        (root / RESULTS / name).write_text("not a folder")
+
+    return spoil
+
+
+def fill_the_disk(root: Path) -> None:
+    """No file reaches the disk any more, in any process."""
+    (root / "src/sitecustomize.py").write_text(
+        "import errno, os\n"
+        "def fsync(descriptor):\n"
+        "    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))\n"
+        "os.fsync = fsync\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("spoil", "arguments", "message"),
+    [
+        (nothing, ("--config", "sedes=[0]"), "unknown key 'sedes'; did you mean 'seeds'?"),
+        (nothing, ("--config", "methods=[linear_prob]"), "unknown method 'linear_prob'; did you"),
+        (lose_an_image, ONE_MORE, "images/00000_c0_000.png: image is missing; restore it"),
+        (truncate_an_image, AGAIN, "images/00000_c0_000.png: image is truncated"),
+        (move_an_image_to_val, AGAIN, "split 'standard', subset 'train': 199 images found, 200 ex"),
+        (damage_the_weights, (), "tiny_clip.safetensors is corrupt"),
+        (put_a_file("stats"), (), "results/smoke/stats: is a file where a folder has to be"),
+        (put_a_file("logs"), ONE_MORE, "results/smoke/logs: is a file where a folder has to be"),
+        (
+            put_a_file("runs/synthetic_a/standard/linear_probe/default/seed2"),
+            ONE_MORE,
+            "default/seed2/config.json: cannot be written",
+        ),
+        (fill_the_disk, ONE_MORE, "the disk (or your quota) is full. Finished runs are untouched"),
+    ],
+    ids=[
+        *("unknown key", "mistyped method", "missing image", "truncated image", "wrong count"),
+        *("corrupt weights", "file for stats", "file for logs", "file for a run", "full disk"),
+    ],
+)
+def test_bad_input_ends_in_one_paragraph_and_keeps_finished_runs(
+    mini, tmp_path, spoil, arguments, message
+):
+    finished = Checkout(tmp_path / "pedbench")
+    shutil.copytree(mini[0].root, finished.root, symlinks=True)
+    before = contents(finished)
+    assert len(before) >= 3 * 8
+    spoil(finished.root)
+    done = finished.run("snakemake", "--cores", "2", *TABLES, *arguments)
+    assert done.returncode != 0
+    assert [line for line in done.stdout.splitlines() if message in line], done.stdout
+    assert "Traceback" not in done.stdout
+    after = contents(finished)
+    assert [name for name in before if after.get(name) != before[name]] == []
+
+
 def test_two_complete_runs_are_byte_identical(mini, tmp_path):
     first, _ = mini
-    second, _ = start(tmp_path / "elsewhere", cores=1)
+    second = Checkout.make(tmp_path / "elsewhere")
+    second.snakemake(*TABLES, cores=1)
     patterns = ("predictions.*.parquet", "scores.*.json", "adapter.safetensors")
     ours, theirs = files(first, *patterns), files(second, *patterns)
     assert ours.keys() == theirs.keys() and len(ours) >= 3 * 4
     assert [n for n in ours if ours[n].read_bytes() != theirs[n].read_bytes()] == []
-    name = "results/long.parquet"
+    name = RESULTS / "long.parquet"
     assert (first.root / name).read_bytes() == (second.root / name).read_bytes()
 
 
@@ -93,14 +173,14 @@ def test_new_method_runs_only_its_own_jobs(mini):
     checkout, _ = mini
     before = times(checkout)
     assert checkout.run("pedbench", "new-method", "demo").returncode == 0
-    wider = {**PLAN, "methods": [*PLAN["methods"], "demo"]}
-    (checkout.root / "mini.yaml").write_text(yaml.safe_dump(wider))
+    config = checkout.root / CONFIG
+    config.write_text(config.read_text().replace("linear_probe]", "linear_probe, demo]"))
     assert trained(checkout.snakemake(*TABLES)) == ["demo/default"]
     after = times(checkout)
     assert all(after[name] == time for name, time in before.items())
-    table = "".join(path.read_text() for path in (checkout.root / "results/tables").glob("*.csv"))
+    table = "".join(path.read_text() for path in (checkout.root / RESULTS / "tables").glob("*.csv"))
     assert "demo" in table
-    stats = [path.read_text() for path in (checkout.root / "results/stats").glob("*.csv")]
+    stats = [path.read_text() for path in (checkout.root / RESULTS / "stats").glob("*.csv")]
     assert any("demo" in text for text in stats)
 
 
