@@ -5,6 +5,7 @@
 # The config is named by profiles/default (another one: --configfile config/smoke.yaml).
 
 import json
+import re
 import os
 import shlex
 import sys
@@ -21,6 +22,7 @@ from pedbench.plan import (
     config_source,
     describe,
     make_plan,
+    orphans,
 )
 
 min_version("9.0")
@@ -29,6 +31,8 @@ try:
     source = config_source(workflow.configfiles, workflow.config_settings.config)
     PLAN = make_plan(config, source)
     check_results_folder(PLAN.results)
+    for path in orphans(PLAN):
+        path.unlink()
 except PedbenchError as error:
     raise WorkflowError(str(error)) from None
 
@@ -43,7 +47,7 @@ wildcard_constraints:
     dataset="|".join(PLAN.sources),
     split="|".join({e.split for e in PLAN.experiments}),
     method="|".join({e.method for e in PLAN.experiments}),
-    variant="|".join({e.variant.replace(".", r"\.") for e in PLAN.experiments}),
+    variant="|".join({re.escape(e.variant) for e in PLAN.experiments}),
     seeds=r"\d+(-\d+)*",
     backbone=PLAN.config["backbone"],
 
@@ -62,7 +66,10 @@ include: "workflow/rules/analysis.smk"
 onstart:
     todo = workflow.dag.needrun_jobs()
     markers = [str(job.output[0]) for job in todo if job.rule.name == "train"]
-    print(describe(PLAN, workflow.cores, markers), file=sys.stderr)
+    print(
+        describe(PLAN, workflow.resource_settings.cores or 1, markers),
+        file=sys.stderr,
+    )
 
 
 onsuccess:

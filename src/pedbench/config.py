@@ -24,6 +24,7 @@ from pedbench.registry import suggest
 ROOT = Path(__file__).resolve().parents[2]
 SCHEMA = "workflow/schemas/config.schema.yaml"
 VARIANTS = "config/variants.yaml"
+AT_LEAST_ONE = ("epochs", "batch_size", "accumulate", "eval_batch_size", "checkpoint_steps")
 DEFAULT = "default"  # the label of a method without changes
 
 
@@ -234,6 +235,8 @@ def _checked(
             )
         try:
             fitted[key] = registry.checked(known[key], value)
+            if key in AT_LEAST_ONE and fitted[key] < 1:
+                raise PedbenchError(f"{value} is too small; it must be at least 1")
         except PedbenchError as error:
             raise PedbenchError(f"{origin}: {key}: {error}") from None
     return fitted

@@ -230,6 +230,25 @@ def check_results_folder(results: str) -> None:
             )
 
 
+def orphans(plan: Plan) -> list[Path]:
+    """Files that say "made" of something that is gone: markers of jobs whose seed folders, and
+    manifests of generated datasets whose pictures, were deleted. Without them it is made anew."""
+    markers = [
+        Path(batch.marker)
+        for batch in plan.batches
+        if not all(
+            Path(batch.experiment.folder, f"seed{seed}", "train.done.json").is_file()
+            for seed in batch.seeds
+        )
+    ]
+    manifests = [
+        Path(source.manifest)
+        for source in plan.sources.values()
+        if Path(source.root).is_relative_to(plan.results) and not Path(source.root).is_dir()
+    ]
+    return [path for path in (*markers, *manifests) if path.is_file()]
+
+
 def config_source(files: Iterable[Path], overrides: Mapping[str, Any]) -> str:
     """How messages name a config: its files, and ``--config`` if that was given."""
     names = [os.path.relpath(file) for file in files] + (["--config"] if overrides else [])

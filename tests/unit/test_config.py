@@ -123,6 +123,10 @@ def test_later_layers_win_and_leave_their_origin(shelf):
             "config/variants.yaml: linear_probe.hot: lr: 'high' is not float",
         ),
         (
+            "linear_probe: {hot: {batch_size: 0}}",
+            "config/variants.yaml: linear_probe.hot: batch_size: 0 is too small; it must be at le",
+        ),
+        (
             "linear_probe: {hot: {version: '2'}}",
             "config/variants.yaml: linear_probe.hot: unknown key 'version'",
         ),

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 import yaml
@@ -15,6 +16,7 @@ from pedbench.plan import (
     describe,
     estimate,
     make_plan,
+    orphans,
     runs_of,
 )
 
@@ -169,6 +171,10 @@ def test_sweep_and_tests_without_their_method_are_left_out_with_a_note():
             {"comparison": {"baseline": "linearprobe"}},
             "c.yaml: comparison.baseline: unknown method 'linearprobe'; did you mean 'linear_pr",
         ),
+        (
+            {"sweeps": {"length": {**SWEEP, "values": ["a b"]}}},
+            "c.yaml: sweeps.length.values.0: 'a b' does not match",
+        ),
         ({"protocol": "papr"}, "unknown protocol 'papr'; did you mean 'paper'?"),
     ],
 )
@@ -249,6 +255,24 @@ def test_results_folder_that_is_a_file_is_refused(tmp_path, monkeypatch):
     with fails("results/deep: the results folder cannot be used: "):
         check_results_folder("results/deep")
     assert (tmp_path / "results").read_text() == ""
+
+
+def test_markers_and_manifests_of_deleted_work_are_orphans(tmp_path):
+    plan = make_plan({**CONFIG, "results": str(tmp_path)})
+    batch = plan.batches[1]
+    for path in (batch.marker, plan.sources["synthetic_a"].manifest):
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(path).touch()
+    for seed in batch.seeds:
+        done = Path(batch.experiment.folder, f"seed{seed}", "train.done.json")
+        done.parent.mkdir()
+        done.touch()
+    root = Path(plan.sources["synthetic_a"].root)
+    root.mkdir(parents=True)
+    assert orphans(plan) == []
+    done.unlink()
+    root.rmdir()
+    assert orphans(plan) == [Path(batch.marker), Path(plan.sources["synthetic_a"].manifest)]
 
 
 def test_messages_name_the_config(tmp_path, monkeypatch):
