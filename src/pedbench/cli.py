@@ -113,7 +113,6 @@ def parser() -> argparse.ArgumentParser:
 
     one = add("compare", compare, "paired bootstrap against the baseline, Holm-corrected")
     one.add_argument("--plan", required=True, type=Path)
-    one.add_argument("--long", required=True, type=Path)
     one.add_argument("--out", required=True, type=Path)
 
     one = add("figures", figures, "prompt-length, prompt-depth and overview plots, PDF + PNG")
@@ -250,7 +249,7 @@ def collect(plan: Path, out: Path) -> None:
     collect_scores(_read_plan(plan)[1], out)
 
 
-def compare(plan: Path, long: Path, out: Path) -> None:
+def compare(plan: Path, out: Path) -> None:
     from pedbench.plan import runs_of
     from pedbench.stats import compare as compare_runs
 

@@ -156,13 +156,13 @@ NEXT = {
 wrote {path}: it runs as it is. Next:
   1. put your method into it; every hyperparameter is a field of Params
   2. one line in config/config.yaml, under methods:   - {name}
-  3. pytest tests/contract -k {name}                   the contract every method meets
-  4. snakemake --cores all results/tables              runs only the new method's jobs""",
+  3. pytest tests/contract -k {name}      the contract every method meets (pip install -e '.[dev]')
+  4. snakemake --cores all results/tables      runs only the new method's jobs""",
     "dataset": """\
 wrote {path}: it reads images/ and labels.csv. Next:
   1. state its attributes in SPEC, with a phrase for presence and absence
   2. config/config.yaml: '- {name}/standard' under datasets:, and its folder under roots:
-  3. pytest tests/contract -k {name}                   the contract every dataset meets
+  3. pytest tests/contract -k {name}      the contract every dataset meets (pip install -e '.[dev]')
   4. snakemake --cores all results/tables""",
 }
 

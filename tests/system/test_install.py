@@ -1,4 +1,4 @@
-"""What a user gets: from the repository as git has it, and as a wheel."""
+"""What a user gets from the repository as git has it, and that a build finds the plug-ins."""
 
 from __future__ import annotations
 

@@ -96,12 +96,10 @@ def test_zero_shot_needs_no_adapter(prepare, tmp_path):
     assert (tmp_path / "v/seed0/predictions.val.parquet").exists()
 
 
-def test_what_the_held_out_pictures_show_does_not_reach_training(
-    prepare, manifest, tmp_path, monkeypatch
-):
+def test_what_the_held_out_pictures_show_does_not_reach_training(prepare, manifest, tmp_path):
     """Other pictures and labels in val and test, same trained tensors."""
-    inputs = prepare("full_finetune", probe_epochs=1)
-    job.train(*inputs, [0], 1)
+    config, shown, weights = prepare("full_finetune", probe_epochs=1)
+    job.train(config, shown, weights, [0], 1)
     before = file_sha256(tmp_path / "v/seed0/adapter.safetensors")
     shutil.copytree(manifest.root, tmp_path / "other")
     rows = manifest.rows.copy()
@@ -109,14 +107,15 @@ def test_what_the_held_out_pictures_show_does_not_reach_training(
         Image.new("RGB", (32, 64), "red").save(tmp_path / "other" / rows["image"][index])
         rows.loc[index, "label:hat"] = 1 - rows["label:hat"][index]
     changed = dataclasses.replace(manifest, root=tmp_path / "other", rows=rows)
-    write_manifest(changed, tmp_path / "noise.parquet")
+    write_manifest(changed, shown)
     shutil.rmtree(tmp_path / "v/seed0")
-    job.train(*inputs, [0], 1)
+    job.train(config, shown, weights, [0], 1)
     assert file_sha256(tmp_path / "v/seed0/adapter.safetensors") == before
 
 
 def test_an_adapter_on_other_weights_is_refused(prepare, tmp_path, manifest):
-    job.train(*prepare(), [0], 1)
+    config, shown, weights = prepare()
+    job.train(config, shown, weights, [0], 1)
     path = tmp_path / "v/seed0/environment.json"
     write_json(path, {**read_json(path), "weights_sha256": "0" * 64})
     with pytest.raises(PedbenchError, match="trained on other weights .* name their file with --w"):

@@ -41,7 +41,7 @@ rule compare:
     conda:
         "../envs/pedbench.yaml"
     shell:
-        "pedbench compare --plan {input.plan} --long {input.long} --out {output} > {log} 2>&1"
+        "pedbench compare --plan {input.plan} --out {output} > {log} 2>&1"
 
 
 rule figures:
