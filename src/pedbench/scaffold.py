@@ -31,7 +31,7 @@ from pedbench.nn.backbone import Backbone
 class Params:
     """Every hyperparameter, as a literal default and one line of explanation."""
 
-    lr: float = 1e-3  # learning rate
+    lr: float = 1e-2  # learning rate
     bottleneck: int = 16  # width of the adapter's hidden layer
 
 
