@@ -16,14 +16,9 @@ from snakemake.utils import min_version
 
 from pedbench.contracts import PedbenchError
 from pedbench.devices import visible_gpus
+from pedbench.estimate import describe
 from pedbench.files import digest
-from pedbench.plan import (
-    check_results_folder,
-    config_source,
-    describe,
-    make_plan,
-    orphans,
-)
+from pedbench.plan import check_results_folder, config_source, make_plan, orphans
 
 min_version("9.0")
 

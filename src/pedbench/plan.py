@@ -5,21 +5,19 @@ Everything is checked here, before any job starts, and every message names the k
 
 from __future__ import annotations
 
-import math
 import os
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from pedbench import registry
-from pedbench.config import DEFAULT, ProtocolFile, check_config, plain, read_protocol, read_yaml
+from pedbench.config import DEFAULT, ProtocolFile, check_config, plain, read_protocol
 from pedbench.config import resolve as resolve_values
 from pedbench.contracts import BACKBONES, TINY, PedbenchError
 from pedbench.files import digest, write_json
 
-TIMINGS = "config/timings.yaml"
 # of results
 FOLDERS = ("data", "figures", "logs", "manifests", "pretrain", "runs", "stats", "tables", "weights")
 
@@ -260,32 +258,6 @@ def write_plan(config: Mapping[str, Any], out: Path) -> None:
     write_json(out, make_plan(config).as_json())
 
 
-def estimate(plan: Plan, cores: int, markers: Collection[str]) -> float:
-    """Minutes that the jobs writing ``markers``, and all that follows them, will take."""
-    timings = read_yaml(TIMINGS)
-    batches = [batch for batch in plan.batches if batch.marker in markers]
-    slots = max(1, min(cores // plan.config["threads_per_job"], len(batches)))
-    seconds = sum(_seconds(plan, batch, timings) for batch in batches)
-    return (seconds / slots + timings["seconds_of_the_rest"]) / 60
-
-
-def describe(plan: Plan, cores: int, markers: Collection[str]) -> str:
-    """The announcement before a start: what runs, how long it takes, what was left out.
-
-    ``markers`` are those of the training jobs that must run.
-    """
-    config, runs = plan.config, sum(len(experiment.seeds) for experiment in plan.experiments)
-    minutes = math.ceil(estimate(plan, cores, markers))
-    lines = (
-        f"protocol {config['protocol']}, backbone {config['backbone']}, "
-        f"{len(plan.experiments)} experiments, {runs} runs",
-        f"{len(markers)} of {len(plan.batches)} training jobs to run, "
-        f"about {minutes} min on {cores} cores",
-        *plan.notes,
-    )
-    return "\n".join(f"pedbench: {line}" for line in lines)
-
-
 class _Builder:
     """Collects experiments; the same values are never run twice: a second entry of ``methods``
     with them is refused, a sweep's point uses the run that is there."""
@@ -432,18 +404,6 @@ def _source(source: str, config: Mapping[str, Any], name: str) -> Source:
         raise PedbenchError(f"{source}: {name}: {error}") from None
     manifest = f"{results}/manifests/{name}.parquet"
     return Source(name, root or f"{results}/data/{name}", options, manifest)
-
-
-def _seconds(plan: Plan, batch: Batch, timings: Mapping[str, Any]) -> float:
-    experiment, rates = batch.experiment, timings["images_per_second"]
-    if not registry.trains(experiment.method):
-        return timings["seconds_per_job"]
-    options = plan.sources[experiment.dataset].options
-    counts = registry.load_dataset(experiment.dataset).expected(options)
-    images = counts.get(experiment.split, {}).get("train", 0)
-    epochs = plain(experiment.spec["protocol"])["epochs"]
-    rate = rates.get(experiment.method, rates["other"])
-    return timings["seconds_per_job"] + len(batch.seeds) * epochs * images / rate
 
 
 def runs_of(document: Mapping[str, Any]) -> Iterator[tuple[Mapping[str, Any], int, Path]]:

@@ -10,11 +10,10 @@ import yaml
 from pedbench import plan as module
 from pedbench.config import ROOT, plain
 from pedbench.contracts import BaseDataset, DatasetSpec, PedbenchError
+from pedbench.estimate import describe, estimate
 from pedbench.plan import (
     check_results_folder,
     config_source,
-    describe,
-    estimate,
     make_plan,
     orphans,
     runs_of,

@@ -1,0 +1,51 @@
+"""How long a plan will take: printed before the start, from rates measured once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from pedbench import registry
+from pedbench.config import plain, read_yaml
+from pedbench.plan import Batch, Plan
+
+TIMINGS = "config/timings.yaml"
+
+
+def estimate(plan: Plan, cores: int, markers: Collection[str]) -> float:
+    """Minutes that the jobs writing ``markers``, and all that follows them, will take."""
+    timings = read_yaml(TIMINGS)
+    batches = [batch for batch in plan.batches if batch.marker in markers]
+    slots = max(1, min(cores // plan.config["threads_per_job"], len(batches)))
+    seconds = sum(_seconds(plan, batch, timings) for batch in batches)
+    return (seconds / slots + timings["seconds_of_the_rest"]) / 60
+
+
+def describe(plan: Plan, cores: int, markers: Collection[str]) -> str:
+    """The announcement before a start: what runs, how long it takes, what was left out.
+
+    ``markers`` are those of the training jobs that must run.
+    """
+    config, runs = plan.config, sum(len(experiment.seeds) for experiment in plan.experiments)
+    minutes = math.ceil(estimate(plan, cores, markers))
+    lines = (
+        f"protocol {config['protocol']}, backbone {config['backbone']}, "
+        f"{len(plan.experiments)} experiments, {runs} runs",
+        f"{len(markers)} of {len(plan.batches)} training jobs to run, "
+        f"about {minutes} min on {cores} cores",
+        *plan.notes,
+    )
+    return "\n".join(f"pedbench: {line}" for line in lines)
+
+
+def _seconds(plan: Plan, batch: Batch, timings: Mapping[str, Any]) -> float:
+    experiment, rates = batch.experiment, timings["images_per_second"]
+    if not registry.trains(experiment.method):
+        return timings["seconds_per_job"]
+    options = plan.sources[experiment.dataset].options
+    counts = registry.load_dataset(experiment.dataset).expected(options)
+    images = counts.get(experiment.split, {}).get("train", 0)
+    epochs = plain(experiment.spec["protocol"])["epochs"]
+    rate = rates.get(experiment.method, rates["other"])
+    return timings["seconds_per_job"] + len(batch.seeds) * epochs * images / rate
