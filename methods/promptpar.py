@@ -224,13 +224,16 @@ def sentences(task: Task, expanded: bool) -> list[str]:
 
 
 class Method(BaseMethod[Params]):
+    needs_tokens = True
+
     def supports(self, task: Task, backbone: Backbone) -> str | None:
-        if self.params.prompt_depth > backbone.visual_layers:
+        reason = super().supports(task, backbone)
+        if reason is None and self.params.prompt_depth > backbone.visual_layers:
             return (
                 f"prompt_depth {self.params.prompt_depth} exceeds the {backbone.visual_layers} "
                 f"layers of {backbone.name}"
             )
-        return super().supports(task, backbone)
+        return reason
 
     def build(self, backbone: Backbone, task: Task) -> nn.Module:
         return PromptPAR(backbone, task, self.params)

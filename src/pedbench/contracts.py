@@ -6,7 +6,7 @@ torch only for type checkers, so that the planner and ``pedbench --help`` start 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar
@@ -25,7 +25,11 @@ UNKNOWN = -1  # label code of an attribute that nobody could tell
 
 TINY = "tiny_clip"  # the backbone that is shipped with its weights
 # our name: open_clip's name of the model with QuickGELU, which OpenAI's weights need
-OPENAI = {"ViT-B-16": "ViT-B-16-quickgelu", "ViT-L-14": "ViT-L-14-quickgelu"}
+OPENAI = {
+    "ViT-B-16": "ViT-B-16-quickgelu",
+    "ViT-L-14": "ViT-L-14-quickgelu",
+    "RN50": "RN50-quickgelu",
+}
 BACKBONES = (TINY, *OPENAI)
 
 
@@ -80,6 +84,7 @@ class Stage:
     name: str
     groups: tuple[str, ...]
     epochs: int | None = None  # None: the protocol's
+    lr: float | None = None  # None: each group's own
 
 
 P = TypeVar("P")
@@ -95,6 +100,7 @@ class BaseMethod(Generic[P]):
 
     trains: ClassVar[bool] = True  # False: nothing is learned, one run without seeds
     tasks: ClassVar[tuple[str, ...]] = ("par",)
+    needs_tokens: ClassVar[bool] = False  # True: works among the patch tokens of the image tower
 
     def __init__(self, params: P) -> None:
         self.params = params
@@ -103,6 +109,10 @@ class BaseMethod(Generic[P]):
         """None, or the reason why this method cannot solve ``task`` on ``backbone``."""
         if task.kind not in self.tasks:
             return f"defined for {', '.join(self.tasks)}, not for {task.kind}"
+        if self.needs_tokens and not backbone.tokens:
+            return (
+                f"needs a vision transformer's patch tokens; {backbone.name}'s image tower has none"
+            )
         return None
 
     def build(self, backbone: Backbone, task: Task) -> nn.Module:
@@ -119,15 +129,37 @@ class BaseMethod(Generic[P]):
 
         return {"bce": weighted_bce(output.logits, batch.labels, task)}
 
+    def prepare(self, model: nn.Module, batches: Iterable[Batch]) -> None:
+        """Set from the training subset what is not learned by steps, once before them, in
+        evaluation mode and without gradients. ``batches`` holds every training image, not
+        augmented, in the manifest's order. Default: the biases of a sigmoid head."""
+        from pedbench.nn.heads import start_biases
+
+        start_biases(model, batches)
+
     def param_groups(self, model: nn.Module) -> list[dict[str, Any]]:
         """Optimiser groups: ``name``, ``params``, ``lr`` and, if they differ from the protocol,
-        ``weight_decay``, ``warmup_epochs``. Default: one group at ``params.lr``."""
+        ``weight_decay``, ``warmup_epochs``. Default: what trains in ``model.head`` at
+        ``params.head_lr`` (if there is one) and everything else, each at ``params.lr``."""
+        params: Any = self.params
+        inside = {id(p) for p in getattr(model, "head", model).parameters()}
         trained = [p for p in model.parameters() if p.requires_grad]
-        return [{"name": "all", "params": trained, "lr": self.params.lr}] if trained else []  # type: ignore[attr-defined]
+        head = [p for p in trained if id(p) in inside]
+        body = [p for p in trained if id(p) not in inside]
+        groups = [
+            {"name": "head", "params": head, "lr": getattr(params, "head_lr", params.lr)},
+            {"name": "body", "params": body, "lr": params.lr},
+        ]
+        return [group for group in groups if group["params"]]
 
     def stages(self, groups: tuple[str, ...]) -> tuple[Stage, ...]:
         """Phases of training, in order. Default: one, with every group."""
         return (Stage("fit", groups),)
+
+    def after_step(self, model: nn.Module, step: int, steps: int) -> None:
+        """Called after optimiser step ``step`` (from 1) of ``steps`` of a stage, while the
+        gradients still stand. What it changes must live in parameters or persistent buffers,
+        which checkpoints keep. Default: nothing."""
 
 
 @dataclass(frozen=True)

@@ -27,14 +27,19 @@ from pedbench.nn.tokenizer import Tokenizer
 from pedbench.paths import resource
 
 _RANDOM = "random:"
+_STRIDE = 32  # pixels between the last cells of CLIP's ResNets
 
 
 class Backbone(nn.Module):
-    """A CLIP (`open_clip.CLIP` with a vision transformer), float32, every weight frozen.
+    """A CLIP (`open_clip.CLIP` with a vision transformer or a ResNet), float32, all frozen.
 
     Sizes: ``image_size`` and ``patch`` are (height, width) in pixels, ``grid`` is (rows, columns)
     of patches, ``mean``/``std`` normalise RGB in [0, 1]. In the shapes below N is the number of
     patches, Wv/Wt the tower's width, E ``embed_dim``.
+
+    ``tokens``: the image tower is a sequence of patch tokens that prompts can join. A ResNet's is
+    not: it has ``visual_layers`` 0, its ``patch`` is the stride, and ``grid``, ``visual_width``
+    and ``visual_heads`` are those of its attention pool.
     """
 
     clip: Any  # open_clip's model
@@ -48,29 +53,46 @@ class Backbone(nn.Module):
     ) -> None:
         super().__init__()
         from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
+        from open_clip.modified_resnet import ModifiedResNet
 
         visual = clip.visual
-        if image_size is not None:
-            _resize_positions(visual, image_size)
         self.name = name
-        self.image_size: tuple[int, int] = tuple(visual.image_size)
-        self.patch: tuple[int, int] = tuple(visual.patch_size)
-        self.grid: tuple[int, int] = tuple(visual.grid_size)
+        self.tokens = not isinstance(visual, ModifiedResNet)
+        if self.tokens:
+            if image_size is not None:
+                _resize_positions(visual, image_size)
+            self.image_size: tuple[int, int] = tuple(visual.image_size)
+            self.patch: tuple[int, int] = tuple(visual.patch_size)
+            self.grid: tuple[int, int] = tuple(visual.grid_size)
+            self.visual_width: int = visual.transformer.width
+            self.visual_layers: int = visual.transformer.layers
+            self.visual_heads: int = visual.transformer.resblocks[0].attn.num_heads
+        else:
+            self.image_size = (visual.image_size, visual.image_size)
+            if image_size not in (None, visual.image_size, self.image_size):
+                raise PedbenchError(
+                    f"image_size {image_size}: the attention pool of {name} has positions for "
+                    f"{self.image_size} pixels (height, width) only; leave image_size out, or "
+                    "choose a vision transformer"
+                )
+            self.patch = (_STRIDE, _STRIDE)
+            self.grid = (visual.image_size // _STRIDE, visual.image_size // _STRIDE)
+            self.visual_width = visual.attnpool.k_proj.in_features
+            self.visual_layers = 0
+            self.visual_heads = visual.attnpool.num_heads
         self.mean: tuple[float, ...] = OPENAI_DATASET_MEAN
         self.std: tuple[float, ...] = OPENAI_DATASET_STD
-        self.visual_width = visual.transformer.width
         self.text_width = clip.transformer.width
-        self.visual_layers = visual.transformer.layers
         self.text_layers = clip.transformer.layers
-        self.visual_heads = visual.transformer.resblocks[0].attn.num_heads
         self.text_heads = clip.transformer.resblocks[0].attn.num_heads
         self.embed_dim = visual.output_dim
         self.context_length = clip.context_length
         self._vocabulary = vocabulary
-        for block in [*visual.transformer.resblocks, *clip.transformer.resblocks]:
-            block.attn = Attention.split(block.attn)
+        for tower in (visual, clip) if self.tokens else (clip,):
+            for block in tower.transformer.resblocks:
+                block.attn = Attention.split(block.attn)
         self.clip = clip.float().requires_grad_(False)
-        self.weights_sha256 = _sha256(self.clip_state())
+        self.train()
 
     @classmethod
     def from_config(
@@ -104,6 +126,11 @@ class Backbone(nn.Module):
         """Turns texts into ids of this model's vocabulary."""
         return Tokenizer(self._vocabulary, self.context_length)
 
+    @cached_property
+    def weights_sha256(self) -> str:
+        """Digest of all weights, taken when first asked: ask before any of them trains."""
+        return _sha256(self.clip_state())
+
     @property
     def scale(self) -> Tensor:
         """Factor of the cosines, ``exp(logit_scale)``; a scalar."""
@@ -113,13 +140,37 @@ class Backbone(nn.Module):
         """All weights under the official CLIP's names, so that open_clip can load them."""
         return merge_qkv(self.clip.state_dict())
 
-    def embed_image(self, images: Tensor) -> Tensor:
-        """``(B, 3, H, W)`` to CLS and patches with positions, normalised: ``(B, 1 + N, Wv)``."""
+    def train(self, mode: bool = True) -> Backbone:
+        """As in torch, but frozen means frozen: a batch-norm whose weight does not train keeps
+        its running statistics, and normalises with them, in training too."""
+        super().train(mode)
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm2d) and module.affine:
+                module.train(mode and module.weight.requires_grad)
+        return self
+
+    def _check_size(self, images: Tensor) -> None:
         if images.shape[-2:] != self.image_size:
+            other = ", or load it with another image_size" if self.tokens else ""
             raise PedbenchError(
                 f"{self.name} reads images of {self.image_size} pixels (height, width), got "
-                f"{tuple(images.shape[-2:])}: resize them, or load it with another image_size"
+                f"{tuple(images.shape[-2:])}: resize them{other}"
             )
+
+    def _check_tokens(self) -> None:
+        if not self.tokens:
+            raise PedbenchError(
+                f"the image tower of {self.name} is a ResNet without patch tokens: choose a "
+                "backbone with a vision transformer, or use encode_image alone"
+            )
+
+    def embed_image(self, images: Tensor) -> Tensor:
+        """``(B, 3, H, W)`` to CLS and patches with positions, normalised: ``(B, 1 + N, Wv)``.
+
+        Like everything on the tokens of the image tower, raises PedbenchError without ``tokens``.
+        """
+        self._check_tokens()
+        self._check_size(images)
         return self.clip.visual._embeds(images)
 
     def embed_text(self, ids: Tensor) -> Tensor:
@@ -148,6 +199,8 @@ class Backbone(nn.Module):
         ``read``: positions in ``x``, ``(R,)`` or ``(B, R)``, whose outputs are wanted; the result
         is then ``(B, R, W)`` and the last layer computes nothing else.
         """
+        if tower == "visual":
+            self._check_tokens()
         depth, length = (0, 0) if prompts is None else (len(prompts), prompts.shape[-2])
         transformer = self.clip.visual.transformer if tower == "visual" else self.clip.transformer
         blocks = list(transformer.resblocks)
@@ -173,6 +226,7 @@ class Backbone(nn.Module):
 
     def project_image(self, tokens: Tensor, ln_post: bool = True) -> Tensor:
         """``(..., Wv)`` to the joint space, ``(..., E)``."""
+        self._check_tokens()
         return (self.clip.visual.ln_post(tokens) if ln_post else tokens) @ self.clip.visual.proj
 
     def project_text(self, tokens: Tensor) -> Tensor:
@@ -180,7 +234,11 @@ class Backbone(nn.Module):
         return self.clip.ln_final(tokens) @ self.clip.text_projection
 
     def encode_image(self, images: Tensor) -> Tensor:
-        """``(B, 3, H, W)`` to features of the CLS token, ``(B, E)``, not normalised."""
+        """``(B, 3, H, W)`` to features of the CLS token or the attention pool, ``(B, E)``, not
+        normalised."""
+        if not self.tokens:
+            self._check_size(images)
+            return self.clip.visual(images)
         x = self.embed_image(images)
         cls = self.run_blocks("visual", x, read=torch.zeros(1, dtype=torch.long, device=x.device))
         return self.project_image(cls[:, 0])
@@ -292,7 +350,7 @@ def load_backbone(
 
     ``weights``: a checkpoint file to use instead of the shipped or the downloaded one.
     ``cache_dir``: where open_clip keeps downloads. ``image_size`` in pixels, an edge or
-    (height, width): positions are interpolated.
+    (height, width): positions are interpolated, those of ``RN50`` cannot be.
 
     Raises PedbenchError on an unknown name and on missing, corrupt or unfitting weights.
     """
@@ -316,6 +374,18 @@ def load_backbone(
         assert config is not None, f"open_clip no longer has {model}"
         return Backbone.from_config(config, name=name, image_size=image_size)
     return Backbone(_openai_clip(model, weights, cache_dir), name, image_size=image_size)
+
+
+def shape_only(name: str) -> Backbone:
+    """The backbone ``name`` on the meta device: shapes without values, at once and without memory.
+
+    Methods built on it under ``torch.device("meta")`` can be counted but not run. Raises
+    PedbenchError on an unknown name.
+    """
+    with torch.device("meta"):
+        backbone = load_backbone(_RANDOM + name)
+    backbone.name = name
+    return backbone
 
 
 def _tiny_state(weights: str | Path | None) -> dict[str, Tensor]:

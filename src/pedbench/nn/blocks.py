@@ -72,14 +72,14 @@ def split_qkv(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def merge_qkv(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Inverse of `split_qkv`."""
+    """Inverse of `split_qkv` for modules named ``attn``; a ResNet's ``attnpool`` stays as it is."""
     merged = {}
     for name, tensor in state.items():
-        prefix, separate, kind = name.rpartition("q_proj.")
+        prefix, separate, kind = name.rpartition("attn.q_proj.")
         if separate:
-            parts = [state[f"{prefix}{p}_proj.{kind}"] for p in "qkv"]
-            merged[f"{prefix}in_proj_{kind}"] = torch.cat(parts)
-        elif ".k_proj." not in name and ".v_proj." not in name:
+            parts = [state[f"{prefix}attn.{p}_proj.{kind}"] for p in "qkv"]
+            merged[f"{prefix}attn.in_proj_{kind}"] = torch.cat(parts)
+        elif "attn.k_proj." not in name and "attn.v_proj." not in name:
             merged[name] = tensor
     return merged
 
