@@ -14,7 +14,7 @@ from torch import nn
 
 from pedbench.contracts import BaseMethod, Task
 from pedbench.nn.backbone import Backbone
-from pedbench.nn.heads import ImageClassifier
+from pedbench.nn.heads import ImageClassifier, LinearHead
 
 
 @dataclass(frozen=True)
@@ -24,4 +24,5 @@ class Params:
 
 class Method(BaseMethod[Params]):
     def build(self, backbone: Backbone, task: Task) -> nn.Module:
-        return ImageClassifier(backbone, len(task.attributes))
+        head = LinearHead(backbone.embed_dim, len(task.attributes))
+        return ImageClassifier(backbone, head)

@@ -11,13 +11,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from pedbench.contracts import BaseMethod, Output, Task
+from pedbench.contracts import BaseMethod, Task
 from pedbench.nn.backbone import Backbone
-from pedbench.nn.heads import pair_logits
-from pedbench.nn.sentences import attribute_pairs
+from pedbench.nn.heads import ImageClassifier, image_head
 
 
 @dataclass(frozen=True)
@@ -25,25 +23,8 @@ class Params:
     template: str = "a photo of a person {}"  # {} is replaced by the attribute's phrase
 
 
-class Model(nn.Module):
-    """``forward(images (B, 3, H, W)) -> Output`` with logits ``(B, A)``."""
-
-    def __init__(self, backbone: Backbone, task: Task, template: str) -> None:
-        super().__init__()
-        self.backbone = backbone
-        positive, negative = attribute_pairs(task.attributes, template)
-        with torch.no_grad():
-            self.register_buffer("positive", backbone.encode_text(backbone.tokenizer(positive)))
-            self.register_buffer("negative", backbone.encode_text(backbone.tokenizer(negative)))
-
-    def forward(self, images: Tensor) -> Output:
-        features = self.backbone.encode_image(images)
-        scale = self.backbone.scale
-        return Output(pair_logits(features, self.positive, self.negative, scale))
-
-
 class Method(BaseMethod[Params]):
     trains = False
 
     def build(self, backbone: Backbone, task: Task) -> nn.Module:
-        return Model(backbone, task, self.params.template)
+        return ImageClassifier(backbone, image_head("pair", backbone, task, self.params.template))

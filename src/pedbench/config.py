@@ -1,7 +1,7 @@
 """Configuration: what a run's settings are, where each value comes from, and what is refused.
 
-Layers, later wins: ``Params`` defaults of the method, the protocol file, the protocol file's
-section on the method, the variant, the sweep. Every resolved value keeps its origin.
+Layers, later wins: ``Params`` defaults of the method, the protocol file, the presets' sections on
+the method, the variant, the sweep. Every resolved value keeps its origin.
 """
 
 from __future__ import annotations
@@ -51,6 +51,9 @@ class Protocol:
     warmup_epochs: int  # epochs of linear warm-up; a group may set its own
     warmup_from: float  # learning rate at the start of the warm-up, as a share of the base rate
     final_lr_fraction: float  # learning rate at the end, as a share of the base rate
+    head_init: Literal["random", "linear_probe"]  # how linear heads above something trained start
+    probe_epochs: int  # of that linear probe, on frozen features
+    probe_lr: float  # its learning rate
     clip_norm: float  # largest gradient norm of each group; 0: no clipping
     precision: Literal["fp32", "bf16"]  # of the forward and backward pass
     loss_weighting: Literal["released", "paper", "balanced", "none"]  # of the BCE, see tasks/par.py
@@ -63,12 +66,12 @@ class Protocol:
 
 @dataclass(frozen=True)
 class ProtocolFile:
-    """A protocol as read: its shared values and its per-method changes."""
+    """A protocol as read, with the presets laid over it: file -> method -> changed values."""
 
     name: str
     source: str
     values: Mapping[str, Any]
-    methods: Mapping[str, Mapping[str, Any]]
+    presets: Mapping[str, Mapping[str, Mapping[str, Any]]]
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
@@ -102,25 +105,41 @@ def check_config(config: Mapping[str, Any], source: str = "config") -> dict[str,
 
 
 @cache
-def read_protocol(name: str) -> ProtocolFile:
-    """``config/protocols/{name}.yaml``, complete and well-typed, or a PedbenchError."""
-    known = [path.stem for path in (ROOT / "config/protocols").glob("*.yaml")]
-    if name not in known:
-        raise PedbenchError(
-            f"unknown protocol '{name}'{suggest(name, known)} (the protocols are the files of "
-            f"config/protocols/: {', '.join(sorted(known))})"
-        )
-    source = f"config/protocols/{name}.yaml"
+def read_protocol(name: str, presets: tuple[str, ...] = ()) -> ProtocolFile:
+    """``config/protocols/{name}.yaml``, complete and well-typed, under ``presets`` (later wins).
+
+    Raises PedbenchError for an unknown name, key, method or value, and for a missing setting.
+    """
+    source = _file_of("protocol", name)
     values = read_yaml(source)
-    methods = _mapping(source, "methods", values.pop("methods", {}))
     wanted = {"version": registry.Field(..., "str"), **protocol_fields()}
     values = _checked(source, values, wanted)
     missing = [key for key in wanted if key not in values]
     if missing:
         raise PedbenchError(f"{source}: '{missing[0]}' is missing; a protocol states every setting")
-    for method in methods:
-        _known_method(f"{source}: methods", method)
-    return ProtocolFile(name, source, values, {m: methods[m] or {} for m in methods})
+    files = [_file_of("preset", preset) for preset in presets]
+    return ProtocolFile(name, source, values, {file: _read_preset(file) for file in files})
+
+
+def _file_of(kind: Literal["protocol", "preset"], name: str) -> str:
+    """``config/protocols/NAME.yaml``, if there is one."""
+    known = [path.stem for path in (ROOT / f"config/{kind}s").glob("*.yaml")]
+    if name not in known:
+        raise PedbenchError(
+            f"unknown {kind} '{name}'{suggest(name, known)} (the {kind}s are the files of "
+            f"config/{kind}s/: {', '.join(sorted(known))})"
+        )
+    return f"config/{kind}s/{name}.yaml"
+
+
+def _read_preset(source: str) -> dict[str, dict[str, Any]]:
+    """Method -> changed values, each checked against the method's settings."""
+    sections = {}
+    for method, values in read_yaml(source).items():
+        _known_method(source, method)
+        section = _mapping(source, method, values)
+        sections[method] = _checked(f"{source}: {method}", section, settings(method))
+    return sections
 
 
 @cache
@@ -178,7 +197,10 @@ def resolve(
     layers = (
         (f"methods/{method}.py", {key: field.default for key, field in own.items()}),
         (protocol.source, {k: v for k, v in protocol.values.items() if k != "version"}),
-        (f"{protocol.source}: methods.{method}", protocol.methods.get(method, {})),
+        *(
+            (f"{file}: {method}", preset.get(method, {}))
+            for file, preset in protocol.presets.items()
+        ),
         (f"{VARIANTS}: {method}.{label}", variants.get(label, {})),
         (f"sweep {sweep}", swept or {}),
     )

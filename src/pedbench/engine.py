@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from pedbench.config import Protocol
 from pedbench.contracts import BaseMethod, Batch, Output, PedbenchError, Stage, Task
 from pedbench.data import Images, augment, epoch_order, normalise
 from pedbench.files import write_text
+from pedbench.nn.heads import LinearHead
 from pedbench.runs import derive_seed
 from pedbench.schedules import learning_rate_factor
 
@@ -103,15 +104,42 @@ class Fit:
         Raises PedbenchError naming step and parameter group when a loss or gradient is not
         finite, and when a checkpoint is corrupt.
         """
-        stages = self.method.stages(tuple(self.groups))
+        stages = self._stages()
         resumed = self.checkpoints.load()
         if resumed is not None:
             self._restore(*resumed)
+        else:
+            self._prepare()
         for index in range(self.state.stage, len(stages)):
             self._run_stage(stages[index], index, resumed[0] if resumed else None)
             resumed = None
             self.state.stage, self.state.step, self.state.sums = index + 1, 0, {}
         return self.best if self.protocol.selection == "best_val_mA" else self.trained.tensors()
+
+    def _stages(self) -> tuple[Stage, ...]:
+        """The method's stages, after the linear probe's if the protocol starts heads from it."""
+        stages = self.method.stages(tuple(self.groups))
+        head_alone = set(self.groups) == {"head"}
+        if self.protocol.head_init != "linear_probe" or head_alone:
+            return stages
+        if not isinstance(getattr(self.model, "head", None), LinearHead):
+            return stages
+        protocol = self.protocol
+        return (Stage("probe", ("head",), protocol.probe_epochs, protocol.probe_lr), *stages)
+
+    def _prepare(self) -> None:
+        def batches() -> Iterator[Batch]:
+            for positions in torch.arange(len(self.data)).split(self.protocol.eval_batch_size):
+                device = self.accelerator.device
+                pictures = self.data.images[positions].to(device)
+                pictures = normalise(pictures, self.data.mean, self.data.std)
+                yield Batch(pictures, self.data.labels[positions].to(device))
+
+        training = self.model.training
+        self.model.eval()
+        with torch.no_grad(), self.accelerator.autocast():
+            self.method.prepare(self.model, batches())
+        self.model.train(training)
 
     def _restore(self, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
         model = {k.removeprefix("model/"): v for k, v in tensors.items() if k[:6] == "model/"}
@@ -135,7 +163,7 @@ class Fit:
     def _run_stage(self, stage: Stage, index: int, tensors: dict[str, Tensor] | None) -> None:
         protocol = self.protocol
         groups = self._activate(stage)
-        optimiser = make_optimiser(groups, protocol)
+        optimiser = make_optimiser(groups, protocol, stage.lr)
         if tensors is not None:
             load_optimiser(optimiser, tensors)
         epochs = protocol.epochs if stage.epochs is None else stage.epochs
@@ -150,7 +178,7 @@ class Fit:
         )
         self.model.train()
         for epoch in range(self.state.step // per_epoch, epochs):
-            seed = derive_seed(self.seed, "order", stage.name)
+            seed = derive_seed(self.seed, "order", str(index))
             order = epoch_order(len(self.data), seed, epoch)[: per_epoch * batch]
             for position in range(self.state.step % per_epoch, per_epoch):
                 step = self.state.step
@@ -160,6 +188,8 @@ class Fit:
                 chosen = order[position * batch : (position + 1) * batch]
                 step_seed = derive_seed(self.seed, "step", str(index), str(step))
                 terms = self._step(model, optimiser, chosen, stem, step, step_seed)
+                self.method.after_step(self.model, step + 1, total)
+                optimiser.zero_grad()
                 for name, value in terms.items():
                     self.state.sums[name] = self.state.sums.get(name, 0.0) + value
                 self.state.step += 1
@@ -225,7 +255,6 @@ class Fit:
             if norm is not None and not torch.isfinite(norm):
                 self._stop(step, terms, group["name"])
         optimiser.step()
-        optimiser.zero_grad()
         return totals
 
     def _stop(self, step: int, terms: dict[str, Tensor], group: str | None = None) -> None:
@@ -266,10 +295,16 @@ def _largest(parameters: list[Tensor]) -> float:
     return largest if math.isfinite(largest) else math.inf
 
 
-def make_optimiser(groups: list[dict[str, Any]], protocol: Protocol) -> torch.optim.Optimizer:
-    """SGD or AdamW over the groups, each with its own rate and decay."""
+def make_optimiser(
+    groups: list[dict[str, Any]], protocol: Protocol, lr: float | None = None
+) -> torch.optim.Optimizer:
+    """SGD or AdamW over the groups, each with its own decay and, unless ``lr`` is given, rate."""
     prepared = [
-        {**g, "base_lr": g["lr"], "weight_decay": g.get("weight_decay", protocol.weight_decay)}
+        {
+            **g,
+            "base_lr": g["lr"] if lr is None else lr,
+            "weight_decay": g.get("weight_decay", protocol.weight_decay),
+        }
         for g in groups
     ]
     if protocol.optimiser == "sgd":

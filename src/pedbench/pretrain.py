@@ -28,8 +28,8 @@ from pedbench.checkpoint import Checkpoints, load_optimiser, load_trained, optim
 from pedbench.contracts import PedbenchError
 from pedbench.files import digest, file_sha256, read_json, write_atomic, write_json, write_text
 from pedbench.nn.backbone import TINY, Backbone, tiny_config
-from pedbench.nn.heads import pair_logits
-from pedbench.nn.sentences import attribute_pairs
+from pedbench.nn.heads import Similarity
+from pedbench.nn.sentences import attribute_sentences
 from pedbench.nn.tokenizer import Tokenizer, build_vocabulary
 from pedbench.registry import suggest
 from pedbench.tasks.par import attribute_metrics
@@ -301,11 +301,9 @@ def evaluate(objective: Objective, name: str, pictures: Pictures, template: str)
             [backbone.encode_image(normalise(part / 255, backbone)) for part in images.split(250)]
         )
         head = objective.attribute_head(features).sigmoid().numpy()
-        positive, negative = (
-            backbone.encode_text(backbone.tokenizer(texts))
-            for texts in attribute_pairs(ATTRIBUTES, template)
-        )
-        pairs = pair_logits(features, positive, negative, backbone.scale).sigmoid().numpy()
+        texts = attribute_sentences(ATTRIBUTES, template)
+        texts = backbone.encode_text(backbone.tokenizer(texts))
+        pairs = Similarity("pair", backbone, len(ATTRIBUTES))(features, texts).sigmoid().numpy()
     scores = attribute_metrics(pairs, pictures.labels)
     annotated = np.array([attribute in attributes for attribute in NAMES])
     named = annotated & np.isin(np.arange(len(NAMES)), NAMED)

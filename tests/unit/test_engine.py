@@ -21,6 +21,7 @@ PROTOCOL = Protocol(
     name="test", version="test", resize="stretch", normalisation="clip", flip=True, crop_padding=0,
     optimiser="adamw", momentum=0.9, weight_decay=0.01, epochs=2, batch_size=16, accumulate=1,
     schedule="cosine", warmup_epochs=1, warmup_from=0.1, final_lr_fraction=0.0, clip_norm=5.0,
+    head_init="linear_probe", probe_epochs=1, probe_lr=1e-2,
     precision="fp32", loss_weighting="released", selection="last_epoch", threshold=0.5,
     f1="instance", eval_batch_size=32, checkpoint_steps=1,
 )  # fmt: skip
@@ -46,7 +47,7 @@ class Bench:
         self, method="full_finetune", params=None, name="a", kill_at=None, validate=None, **change
     ):
         protocol = dataclasses.replace(PROTOCOL, **change)
-        params = {"lr": 1e-3, "head_lr": 1e-2, "probe_epochs": 1} if params is None else params
+        params = {"lr": 1e-3, "head_lr": 1e-2} if params is None else params
         instance = load_method(method)(load_params(method, params))
         torch.manual_seed(0)
         model = instance.build(copy.deepcopy(self.backbone), self.task)
@@ -105,6 +106,16 @@ def test_seed_repeats_and_training_changes_weights(bench, backbone):
     assert not torch.equal(first[weight], backbone.clip.visual.proj)
 
 
+def test_linear_heads_start_from_the_probe(bench):
+    """The stage before is the linear probe itself, to the bit, whatever the body's method."""
+    stages = [{"epochs": 0, "probe_epochs": 2}, {"head_init": "random", "epochs": 0}]
+    (probed, _), (random, _) = (bench.fit(name=str(i), **s) for i, s in enumerate(stages))
+    probe, _ = bench.fit("linear_probe", {"lr": 1e-2}, name="probe", epochs=2)
+    own = {name: tensor for name, tensor in probed.items() if name.startswith("head.")}
+    assert equal(own, probe)
+    assert not torch.equal(random["head.1.weight"], probe["head.1.weight"])
+
+
 def test_corrupt_checkpoint_names_file_and_remedy(bench):
     with pytest.raises(Killed):
         bench.fit(name="killed", kill_at=2)
@@ -127,7 +138,7 @@ def test_cached_stem_equals_recomputed(bench, monkeypatch):
 
 def test_accumulated_batch_equals_whole_batch(bench):
     """Up to batch statistics, so the tower is tuned with a head of fixed statistics."""
-    params = {"lr": 1e-3, "head_lr": 1e-2, "probe_epochs": 0}
+    params = {"lr": 1e-3, "head_lr": 1e-2}
 
     def fit(accumulate: int) -> dict[str, torch.Tensor]:
         with pytest.MonkeyPatch.context() as patch:
@@ -142,7 +153,7 @@ def test_accumulated_batch_equals_whole_batch(bench):
 
 def test_non_finite_loss_names_step_and_group(bench):
     with pytest.raises(PedbenchError, match=r"step \d+: .*not finite.*parameter group"):
-        bench.fit(params={"lr": 1e30, "head_lr": 1e30, "probe_epochs": 0}, clip_norm=0.0, epochs=3,
+        bench.fit(params={"lr": 1e30, "head_lr": 1e30}, clip_norm=0.0, epochs=3,
                   optimiser="sgd")  # fmt: skip
 
 

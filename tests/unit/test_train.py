@@ -33,8 +33,9 @@ def prepare(tmp_path, manifest, backbone, monkeypatch):
     monkeypatch.setattr("pedbench.label.load_backbone", lambda name, file: backbone)
 
     def inputs(method="linear_probe", **values):
+        swept = {"epochs": 2, **values}
         spec = resolve(
-            method, "default", read_protocol("embedded"), {"epochs": 2, **values}, "test"
+            method, "default", read_protocol("embedded", ("tiny_clip",)), swept, "test"
         )
         names = {"dataset": "noise", "split": "standard", "method": method, "variant": "default"}
         write_json(tmp_path / "v/config.json", {**names, "backbone": "random", **spec})
@@ -52,7 +53,7 @@ def test_a_job_leaves_a_complete_run_folder(prepare, tmp_path):
         assert folder.is_finished(digests[str(seed)])
         config = read_json(folder.config)
         assert config["seed"] == seed and config["digest"] == digests[str(seed)]
-        assert config["params"]["lr"]["from"].startswith("config/protocols/embedded")
+        assert config["params"]["lr"]["from"].startswith("config/presets/tiny_clip")
         assert set(read_json(folder.path / "environment.json")) >= {"commit", "packages", "threads"}
         lines = [json.loads(line) for line in folder.metrics.read_text().splitlines()]
         assert [line["epoch"] for line in lines] == [0, 1]
@@ -98,7 +99,7 @@ def test_zero_shot_needs_no_adapter(prepare, tmp_path):
 
 def test_what_the_held_out_pictures_show_does_not_reach_training(prepare, manifest, tmp_path):
     """Other pictures and labels in val and test, same trained tensors."""
-    config, shown, weights = prepare("full_finetune", probe_epochs=1)
+    config, shown, weights = prepare("full_finetune")
     job.train(config, shown, weights, [0], 1)
     before = file_sha256(tmp_path / "v/seed0/adapter.safetensors")
     shutil.copytree(manifest.root, tmp_path / "other")
@@ -143,7 +144,7 @@ def test_two_processes_share_a_run(prepare, tmp_path):
 
 
 def test_pictures_are_labelled_as_in_the_benchmark(prepare, tmp_path, manifest):
-    job.train(*prepare("full_finetune", probe_epochs=1), seeds=[0], threads=1)
+    job.train(*prepare("full_finetune"), seeds=[0], threads=1)
     test = manifest.subset("standard", "test")
     pictures = [manifest.root / image for image in test.rows["image"]]
     table = label_pictures(tmp_path / "v/seed0", pictures)
