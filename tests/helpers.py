@@ -122,7 +122,7 @@ def fake_config(key: tuple[str, str, str, str, int], manifest_digest: str) -> di
         **dict(zip(("dataset", "split", "method", "variant", "seed"), key, strict=True)),
         "backbone": {"value": "tiny", "from": "config.yaml"},
         "protocol": {k: {"value": v, "from": "embedded.yaml"} for k, v in protocol.items()},
-        "params": {"lr": {"value": 0.01, "from": "Params"}},
+        "params": {"lr": {"value": 0.01, "from": f"config/presets/a.yaml: {key[2]}"}},
         "manifest_digest": manifest_digest,
     }
     return {**config, "digest": digest(config)}

@@ -160,6 +160,7 @@ class Plan:
         ]
         return {
             "protocol": self.config["protocol"],
+            "presets": self.config["presets"],
             "backbone": self.config["backbone"],
             "results": self.results,
             "datasets": {name: asdict(source) for name, source in self.sources.items()},
@@ -179,7 +180,7 @@ def make_plan(config: Mapping[str, Any], source: str = "config") -> Plan:
     Raises PedbenchError for the first mistake found.
     """
     config = check_config(config, source)
-    protocol = read_protocol(config["protocol"])
+    protocol = read_protocol(config["protocol"], tuple(config["presets"]))
     _check_names(config, source)
     _check_checkpoint(config, source)
     places = [_place(f"{source}: datasets", entry) for entry in config["datasets"]]

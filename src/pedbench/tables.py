@@ -13,10 +13,10 @@ import numpy as np
 import pandas as pd
 
 from pedbench.collect import read_long, select
-from pedbench.config import read_protocol
+from pedbench.config import DEFAULT, plain, read_protocol
 from pedbench.contracts import PedbenchError
-from pedbench.files import explain_os_error, write_text
-from pedbench.results import display_name, headline, read_variant
+from pedbench.files import explain_os_error, read_json, write_text
+from pedbench.results import display_name, headline
 from pedbench.stats import ALL_PAIRS, INTERVALS, VS_BASELINE, read_stats
 
 Experiment = Mapping[str, Any]  # dataset, split, method, variant, seeds, folder
@@ -136,9 +136,10 @@ def make_table(
 ) -> Table:
     """All datasets that have ``split`` side by side; a variant missing from one is absent."""
     shown = [e for e in experiments if e["split"] == split]
-    configs = [read_variant(Path(e["folder"])) for e in shown]
-    f1 = headline(configs[0]["protocol"])
-    metrics = {**INSTANCE, f"F1 ({configs[0]['protocol']['f1']})": f1}
+    specs = [read_json(Path(e["folder"]) / "config.json") for e in shown]
+    protocol = plain(specs[0]["protocol"])
+    f1 = headline(protocol)
+    metrics = {**INSTANCE, f"F1 ({protocol['f1']})": f1}
     overall = select(scores, split=split, attribute="")
     tests = select(tests, split=split)
     marks = significance_marks(tests)
@@ -152,7 +153,7 @@ def make_table(
     cells = pd.DataFrame({c: [cell.get(r, Cell()) for r in rows] for c, cell in columns.items()})
     cells.index = pd.MultiIndex.from_tuples(rows)
     title = f"Pedestrian attribute recognition, {split.replace('_', '-')} split"
-    return Table(split, title, caption(title, configs, overall, tests, alpha), cells)
+    return Table(split, title, caption(title, specs, overall, tests, alpha), cells)
 
 
 def _column(scores: pd.DataFrame, marks: Mapping[tuple[str, str], str]) -> dict[Any, Cell]:
@@ -178,12 +179,14 @@ def significance_marks(tests: pd.DataFrame) -> dict[tuple[str, str], dict[tuple[
 
 def caption(
     title: str,
-    configs: Sequence[Mapping[str, Any]],
+    specs: Sequence[Mapping[str, Any]],
     scores: pd.DataFrame,
     tests: pd.DataFrame,
     alpha: float,
 ) -> str:
-    """What the numbers are, under which settings, and what the marks mean."""
+    """What the numbers are, under which settings (``specs``: the variants' config.json), and
+    what the marks mean."""
+    configs = [plain(spec) for spec in specs]
     protocol = configs[0]["protocol"]
     backbones = ", ".join(dict.fromkeys(str(config["backbone"]) for config in configs))
     seeds = ", ".join(str(seed) for seed in sorted(scores["seed"].unique()))
@@ -206,27 +209,41 @@ def caption(
             f"({first['resamples']} resamples), "
             f"p < {alpha} after Holm's correction over the {first['family']} tests of a dataset"
         )
-    methods = dict.fromkeys(config["method"] for config in configs)
-    return ". ".join([*sentences, *departures(protocol["name"], list(methods))]) + "."
+    return ". ".join([*sentences, *departures(specs)]) + "."
 
 
-def departures(name: str, methods: Sequence[str]) -> list[str]:
-    """One sentence on every setting of protocol ``name`` that is not the paper's, if any."""
-    protocol, paper = read_protocol(name), read_protocol("paper").values
+def departures(specs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """One sentence on the settings that are not the paper's protocol's, if any: those of the
+    protocol of ``specs``, and what presets set for single methods."""
+    name, paper = plain(specs[0]["protocol"])["name"], read_protocol("paper").values
     changed = [
         f"{key} {in_words(value)} instead of {in_words(paper[key])}"
-        for key, value in protocol.values.items()
+        for key, value in read_protocol(name).values.items()
         if value != paper[key] and key not in WITHOUT_EFFECT
     ]
-    own = [
-        f"{display_name(method, 'default')} with "
-        + ", ".join(f"{k} {in_words(v)}" for k, v in protocol.methods[method].items())
-        for method in methods
-        if protocol.methods.get(method)
+    own: dict[str, dict[str, str]] = {}
+    for spec in specs:
+        values = from_presets(spec)
+        if values:
+            own.setdefault(display_name(spec["method"], DEFAULT), {}).update(values)
+    listed = [
+        f"{title} with {', '.join(f'{key} {value}' for key, value in values.items())}"
+        for title, values in own.items()
     ]
-    if not changed + own:
+    if not changed + listed:
         return []
-    return [f"Departures from the paper's protocol: {'; '.join([', '.join(changed), *own])}"]
+    sentence = "; ".join([*([", ".join(changed)] if changed else []), *listed])
+    return [f"Departures from the paper's protocol: {sentence}"]
+
+
+def from_presets(spec: Mapping[str, Any]) -> dict[str, str]:
+    """The settings of a run whose values come from ``config/presets/``, in words."""
+    entries = {**spec["protocol"], **spec["params"]}
+    return {
+        key: in_words(entry["value"])
+        for key, entry in entries.items()
+        if isinstance(entry, Mapping) and entry["from"].startswith("config/presets/")
+    }
 
 
 def in_words(value: Any) -> str:

@@ -39,7 +39,7 @@ class Setting:
 
     def __init__(self, name, label, backbone, manifest):
         self.name, self.label = name, label
-        spec = resolve(name, label, read_protocol("embedded"))
+        spec = resolve(name, label, read_protocol("embedded", ("tiny_clip",)))
         self.protocol = dataclasses.replace(
             protocol_of(spec), epochs=1, batch_size=24, warmup_epochs=0, checkpoint_steps=1000
         )

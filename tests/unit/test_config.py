@@ -44,9 +44,12 @@ def test_shipped_configs_are_valid(name):
     assert checked["threads_per_job"] >= 1
 
 
-@pytest.mark.parametrize("name", ["embedded", "paper"])
-def test_shipped_protocols_resolve_every_method(name):
-    protocol = read_protocol(name)
+@pytest.mark.parametrize(
+    ("name", "presets"),
+    [("embedded", ("tiny_clip", "equal_budget")), ("paper", ()), ("paper", ("reference",))],
+)
+def test_shipped_protocols_and_presets_resolve_every_method(name, presets):
+    protocol = read_protocol(name, presets)
     for method in registry.methods():
         spec = resolve(method, "default", protocol)
         assert protocol_of(spec).name == name
@@ -57,7 +60,7 @@ def test_shipped_protocols_resolve_every_method(name):
     ("change", "message"),
     [
         ({"sedes": [0]}, "c.yaml: unknown key 'sedes'; did you mean 'seeds'?"),
-        ({"qqq": 1}, "c.yaml: unknown key 'qqq' (known: protocol, backbone, datasets, "),
+        ({"qqq": 1}, "c.yaml: unknown key 'qqq' (known: protocol, presets, backbone, "),
         ({"seeds": 0}, "c.yaml: seeds: 0 is not of type 'array' (list of whole numbers"),
         ({"seeds": [0, "x"]}, "c.yaml: seeds.1: 'x' is not of type 'integer' (a whole number"),
         ({"seeds": []}, "c.yaml: seeds: [] should be non-empty"),
@@ -92,17 +95,18 @@ def test_numbers_given_as_text_on_the_command_line():
 
 def test_later_layers_win_and_leave_their_origin(shelf):
     (shelf / "config/variants.yaml").write_text("linear_probe: {hot: {lr: 0.5, epochs: 3}}")
-    file = shelf / "config/protocols/embedded.yaml"
-    document = yaml.safe_load(file.read_text())
-    document["methods"]["linear_probe"] = {"lr": 0.25}
-    file.write_text(yaml.safe_dump(document))
-    protocol = read_protocol("embedded")
+    presets = shelf / "config/presets"
+    (presets / "first.yaml").write_text("linear_probe: {lr: 0.125, batch_size: 16}")
+    (presets / "second.yaml").write_text("linear_probe: {lr: 0.25}")
+    protocol = read_protocol("embedded", ("first", "second"))
 
     def lr(label, swept=None):
         return resolve("linear_probe", label, protocol, swept, "rates")["params"]["lr"]
 
-    source = "config/protocols/embedded.yaml: methods.linear_probe"
+    source = "config/presets/second.yaml: linear_probe"
     assert lr("default") == {"value": 0.25, "from": source}
+    batch_size = resolve("linear_probe", "default", protocol)["protocol"]["batch_size"]
+    assert batch_size == {"value": 16, "from": "config/presets/first.yaml: linear_probe"}
     assert lr("hot") == {"value": 0.5, "from": "config/variants.yaml: linear_probe.hot"}
     assert lr("hot", {"lr": 1}) == {"value": 1.0, "from": "sweep rates"}
     epochs = resolve("linear_probe", "hot", protocol)["protocol"]["epochs"]
@@ -157,6 +161,8 @@ def test_unknown_variant_and_protocol():
         resolve("zero_shot", "defalt", read_protocol("embedded"))
     with fails("unknown protocol 'embeded'; did you mean 'embedded'? (the protocols are the files"):
         read_protocol("embeded")
+    with fails("unknown preset 'tiny'; did you mean 'tiny_clip'? (the presets are the files of"):
+        read_protocol("embedded", ("tiny",))
 
 
 @pytest.mark.parametrize(
@@ -171,14 +177,9 @@ def test_unknown_variant_and_protocol():
             "'epoch_cosine', 'delayed_cosine', 'multistep'; did you mean 'cosine'?",
         ),
         (
-            "methods: {}",
-            "methods: {promptpra: {}}",
-            "config/protocols/paper.yaml: methods: unknown method 'promptpra'; did you mean",
-        ),
-        (
-            "methods: {}",
-            "methods: {linear_probe: {rate: 1}}",
-            "config/protocols/paper.yaml: methods.linear_probe: unknown key 'rate' (known: ",
+            "flip: true",
+            "flip: true\nflop: 1",
+            "config/protocols/paper.yaml: unknown key 'flop'; di",
         ),
     ],
 )
@@ -189,6 +190,23 @@ def test_protocol_errors(shelf, old, new, message):
     file.write_text(text.replace(old, new))
     with fails(message):
         resolve("linear_probe", "default", read_protocol("paper"))
+
+
+@pytest.mark.parametrize(
+    ("preset", "message"),
+    [
+        ("promptpra: {}", "config/presets/own.yaml: unknown method 'promptpra'; did you mean"),
+        (
+            "linear_probe: {rate: 1}",
+            "config/presets/own.yaml: linear_probe: unknown key 'rate' (known: ",
+        ),
+        ("linear_probe: 1", "config/presets/own.yaml: linear_probe: 'key: value' pairs are wanted"),
+    ],
+)
+def test_preset_errors(shelf, preset, message):
+    (shelf / "config/presets/own.yaml").write_text(preset)
+    with fails(message):
+        read_protocol("embedded", ("own",))
 
 
 def test_params_and_protocol_share_no_name():

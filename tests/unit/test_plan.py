@@ -21,6 +21,7 @@ from pedbench.plan import (
 
 CONFIG = {
     "protocol": "embedded",
+    "presets": ["tiny_clip"],
     "backbone": "tiny_clip",
     "datasets": ["synthetic_a/standard", "synthetic_a/zero_shot"],
     "methods": ["zero_shot", "linear_probe", "promptpar/global_deep", "promptpar/global_shallow"],

@@ -10,7 +10,7 @@ import pytest
 from helpers import SKILL, fake_results
 
 from pedbench.collect import collect, read_long, select
-from pedbench.config import ROOT
+from pedbench.config import ROOT, read_protocol, resolve
 from pedbench.contracts import PedbenchError
 from pedbench.score import score_runs
 from pedbench.stats import compare
@@ -135,8 +135,13 @@ def test_no_average_over_a_gap():
     assert Cell(float("nan"), 0.1, 3).text == "–"
 
 
-def test_the_paper_protocol_departs_from_nothing():
-    assert departures("paper", ["linear_probe"]) == []
+def test_departures_are_those_of_the_protocol_and_of_presets():
+    spec = resolve("linear_probe", "default", read_protocol("paper"))
+    assert departures([{"method": "linear_probe", **spec}]) == []
+    spec = resolve("linear_probe", "default", read_protocol("paper", ("tiny_clip",)))
+    assert departures([{"method": "linear_probe", **spec}]) == [
+        "Departures from the paper's protocol: Linear probe with epochs 40, lr 0.02"
+    ]
 
 
 def test_the_documents_lines_recompute_every_p_value(tables, monkeypatch):

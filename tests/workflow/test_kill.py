@@ -34,7 +34,8 @@ def inputs(tmp_path_factory) -> Path:
 
 
 def start(inputs: Path, name: str) -> subprocess.Popen:
-    spec = resolve("promptpar", "region_deep", read_protocol("embedded"), VALUES, "test")
+    protocol = read_protocol("embedded", ("tiny_clip",))
+    spec = resolve("promptpar", "region_deep", protocol, VALUES, "test")
     names = {"dataset": "synthetic_b", "split": "standard", "method": "promptpar", "variant": "x"}
     folder = inputs / name
     write_json(folder / "config.json", {**names, "backbone": "tiny_clip", **spec})
