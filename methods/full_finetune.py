@@ -1,9 +1,12 @@
 """Full fine-tuning: every weight of the image tower and a linear head.
 
 Paper: Kumar et al., "Fine-Tuning can Distort Pretrained Features and Underperform
-Out-of-Distribution", ICLR 2022, for the order of the two stages: first the head alone on frozen
-features (the protocol's ``head_init``), then everything.
-Trains: the image tower and the head (ViT-B/16, 35 attributes: 86.2 M values).
+Out-of-Distribution", ICLR 2022, for the order: first the head alone on frozen features (the
+protocol's ``head_init``), then everything.
+Trains: the image tower and the head.
+Parameters: 86,218,803 at ViT-B/16, 304,005,427 at ViT-L/14 (51 attributes)
+Published: on average 10 % more accurate out-of-distribution, 1 % in-distribution, than fine-tuning
+from a random head; no pedestrian attributes.
 Run: snakemake --cores all results/tables --config 'methods=[full_finetune]'
 """
 
@@ -16,6 +19,16 @@ from torch import nn
 from pedbench.contracts import BaseMethod, Task
 from pedbench.nn.backbone import Backbone
 from pedbench.nn.heads import ImageClassifier, LinearHead
+
+BIBTEX = """
+@inproceedings{kumar2022finetuning,
+  author = {Kumar, Ananya and Raghunathan, Aditi and Jones, Robbie and Ma, Tengyu
+            and Liang, Percy},
+  title = {Fine-Tuning can Distort Pretrained Features and Underperform Out-of-Distribution},
+  booktitle = {International Conference on Learning Representations (ICLR)},
+  year = {2022},
+}
+"""
 
 
 @dataclass(frozen=True)

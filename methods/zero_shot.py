@@ -1,10 +1,14 @@
 """Zero-shot CLIP: each attribute is a pair of prompts, nothing is learned.
 
 Paper: Radford et al., "Learning Transferable Visual Models From Natural Language Supervision",
-ICML 2021. CLIP has no multi-label head, so, as for all prompt learners here, an attribute's
-logit is scale * (cos(image, positive) - cos(image, negative)): the binary softmax over the pair.
-Trains: nothing (one run, paired with every seed of the others).
+ICML 2021, section 3.1.
+Trains: nothing; one run, which the tests pair with every seed of the others.
+Parameters: 0 at ViT-B/16, 0 at ViT-L/14
+Published: ImageNet accuracy 68.6 with ViT-B/16, 75.3 with ViT-L/14; no pedestrian attributes.
 Run: snakemake --cores all results/tables --config 'methods=[zero_shot]'
+
+CLIP has no multi-label head, so, as for all prompt learners here, an attribute's logit is
+``scale * (cos(image, positive) - cos(image, negative))``: the binary softmax over the pair.
 """
 
 from __future__ import annotations
@@ -16,6 +20,17 @@ from torch import nn
 from pedbench.contracts import BaseMethod, Task
 from pedbench.nn.backbone import Backbone
 from pedbench.nn.heads import ImageClassifier, image_head
+
+BIBTEX = """
+@inproceedings{radford2021clip,
+  author = {Radford, Alec and Kim, Jong Wook and Hallacy, Chris and Ramesh, Aditya and Goh, Gabriel
+            and Agarwal, Sandhini and Sastry, Girish and Askell, Amanda and Mishkin, Pamela
+            and Clark, Jack and Krueger, Gretchen and Sutskever, Ilya},
+  title = {Learning Transferable Visual Models From Natural Language Supervision},
+  booktitle = {International Conference on Machine Learning (ICML)},
+  year = {2021},
+}
+"""
 
 
 @dataclass(frozen=True)

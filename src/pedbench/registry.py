@@ -23,6 +23,7 @@ from typing import Any, Literal
 from pedbench.contracts import BaseDataset, BaseMethod, PedbenchError
 
 Kind = Literal["method", "dataset"]
+HEADER = ("Paper", "Trains", "Parameters", "Published", "Run")  # keywords of a method's docstring
 
 _PACKAGE = Path(__file__).resolve().parent
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
@@ -64,6 +65,32 @@ def summary(kind: Kind, name: str) -> str:
     return docstring.partition("\n")[0].rstrip(".")
 
 
+def header(name: str) -> dict[str, str]:
+    """What the docstring of method ``name`` says under the keywords of `HEADER`, a line each.
+
+    A keyword stands in column 0 and is followed by a colon; its text goes on until the next
+    keyword or an empty line. Keywords that the docstring lacks are left out.
+    """
+    return _docstring(name)[0]
+
+
+def notes(name: str) -> str:
+    """The rest of that docstring, as written: free prose, paragraphs apart by empty lines."""
+    return _docstring(name)[1]
+
+
+def bibtex(kind: Kind, name: str) -> str | None:
+    """What to cite for a plug-in: its constant ``BIBTEX``, or the ``citation`` in a dataset's
+    SPEC. Empty: nothing but the suite. None: the file does not say."""
+    path = source_path(kind, name)
+    value = _assigned(_module(path), "BIBTEX")
+    if value is None and kind == "dataset":
+        spec = _assigned(_class(path, "Dataset"), "SPEC")
+        stated = spec.keywords if isinstance(spec, ast.Call) else []
+        value = next((keyword.value for keyword in stated if keyword.arg == "citation"), None)
+    return None if value is None else _literal(path, "BIBTEX", value).strip()
+
+
 def read_params(name: str) -> dict[str, Field]:
     """The hyperparameters of method ``name``: the fields of its ``Params``, unexecuted."""
     return dict(read_dataclass(source_path("method", name), "Params"))
@@ -71,13 +98,16 @@ def read_params(name: str) -> dict[str, Field]:
 
 def trains(name: str) -> bool:
     """The class attribute ``Method.trains``: False for a method that learns nothing."""
+    return bool(class_attribute(name, "trains"))
+
+
+def class_attribute(name: str, attribute: str) -> Any:
+    """A literal class attribute of ``Method``, or else what `BaseMethod` has."""
     path = source_path("method", name)
-    for node in _class(path, "Method").body:
-        if isinstance(node, ast.Assign | ast.AnnAssign):
-            target = node.targets[0] if isinstance(node, ast.Assign) else node.target
-            if isinstance(target, ast.Name) and target.id == "trains" and node.value:
-                return bool(_literal(path, "Method.trains", node.value))
-    return True
+    value = _assigned(_class(path, "Method"), attribute)
+    if value is None:
+        return getattr(BaseMethod, attribute)
+    return _literal(path, f"Method.{attribute}", value)
 
 
 def load_method(name: str) -> type[BaseMethod[Any]]:
@@ -230,6 +260,34 @@ def _class(path: Path, name: str) -> ast.ClassDef:
         if isinstance(node, ast.ClassDef) and node.name == name:
             return node
     raise PedbenchError(f"{_shown(path)}: no class {name} in it")
+
+
+def _assigned(scope: ast.Module | ast.ClassDef, name: str) -> ast.expr | None:
+    """What is assigned to ``name`` directly in ``scope``, or None."""
+    for node in scope.body:
+        if isinstance(node, ast.Assign | ast.AnnAssign):
+            target = node.targets[0] if isinstance(node, ast.Assign) else node.target
+            if isinstance(target, ast.Name) and target.id == name:
+                return node.value
+    return None
+
+
+def _docstring(name: str) -> tuple[dict[str, str], str]:
+    """Header and prose of a method's docstring, its first line apart."""
+    docstring = ast.get_docstring(_module(source_path("method", name))) or ""
+    found: dict[str, str] = {}
+    prose: list[str] = []
+    key = None
+    for line in docstring.splitlines()[1:]:
+        word, colon, text = line.partition(":")
+        if colon and word in HEADER:
+            key, found[word] = word, text.strip()
+        elif key and line:
+            found[key] = f"{found[key]} {line.strip()}".strip()
+        else:
+            key = None
+            prose.append(line)
+    return found, "\n".join(prose).strip()
 
 
 def _literal(path: Path, name: str, node: ast.expr) -> Any:
