@@ -100,6 +100,8 @@ class BaseMethod(Generic[P]):
 
     trains: ClassVar[bool] = True  # False: nothing is learned, one run without seeds
     tasks: ClassVar[tuple[str, ...]] = ("par",)
+    # what tuning searches: (low, high) of a float, on a log scale, or a list of choices
+    search: ClassVar[Mapping[str, tuple[float, float] | list[Any]]] = {}
     needs_tokens: ClassVar[bool] = False  # True: works among the patch tokens of the image tower
 
     def __init__(self, params: P) -> None:

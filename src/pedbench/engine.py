@@ -36,6 +36,10 @@ from pedbench.schedules import learning_rate_factor
 Validate = Callable[[nn.Module], float]
 
 
+class Diverged(PedbenchError):
+    """A loss or a gradient that is not finite."""
+
+
 @dataclass
 class TrainingSet:
     """Images and labels ``(N, A)`` of the training subset; nothing of val or test."""
@@ -101,8 +105,8 @@ class Fit:
     def run(self) -> dict[str, Tensor]:
         """Train all stages; returns the selected adapter's tensors.
 
-        Raises PedbenchError naming step and parameter group when a loss or gradient is not
-        finite, and when a checkpoint is corrupt.
+        Raises Diverged naming step and parameter group when a loss or gradient is not finite,
+        and PedbenchError when a checkpoint is corrupt.
         """
         stages = self._stages()
         resumed = self.checkpoints.load()
@@ -268,7 +272,7 @@ class Fit:
             )
         else:
             what = f"the gradient of parameter group '{group}' is not finite ({values})"
-        raise PedbenchError(
+        raise Diverged(
             f"{self.label}: step {step}: {what}. Lower the learning rate, set clip_norm or use "
             "precision fp32; the last checkpoint before this step is kept."
         )

@@ -6,7 +6,7 @@ import copy
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +109,7 @@ class Job:
         manifest: Manifest,
         weights_path: Path,
         threads: int,
+        subsets: Sequence[str] = ("val", "test"),
     ) -> None:
         self.config, self.raw, self.threads = config, raw, threads
         self.manifest_digest = manifest.digest
@@ -122,7 +123,7 @@ class Job:
         self.accelerator = make_accelerator(config.protocol)
         self.backbone.to(self.accelerator.device)
         self.fitted = self._load(manifest, "train")
-        self.evaluated = {subset: self._load(manifest, subset) for subset in ("val", "test")}
+        self.evaluated = {subset: self._load(manifest, subset) for subset in subsets}
         self.task = make_task(config, self.fitted.manifest)
 
     def _load(self, manifest: Manifest, subset: str) -> Part:
@@ -160,6 +161,19 @@ class Job:
             write_json(folder.path / "cost.json", cost)
             folder.finish(digest)
         self.accelerator.wait_for_everyone()
+
+    def try_out(self, params: dict[str, Any], seed: int, folder: RunFolder) -> float:
+        """mA on the validation subset after training with ``params``; no prediction is kept.
+
+        Raises Diverged when a loss or gradient is not finite.
+        """
+        config = replace(self.config, params=params)
+        sha256 = self.backbone.weights_sha256
+        digest = run_digest(config, seed, self.manifest_digest, sha256, self.threads)
+        method, model = build_model(config, self.backbone, self.task, seed)
+        model.to(self.accelerator.device)
+        load_trained(model, self._fit(method, model, seed, digest, folder), folder.path)
+        return self._validation(self.evaluated["val"])(model)
 
     def _open(self, seed: int, digest: str, folder: RunFolder) -> None:
         own = {"seed": seed, "manifest_digest": self.manifest_digest, "task": asdict(self.task)}
