@@ -8,6 +8,7 @@ import dataclasses
 import pytest
 import torch
 from accelerate import Accelerator
+from conftest import MODEL
 
 from pedbench import registry
 from pedbench.checkpoint import Checkpoints, Trained, load_tensors, load_trained, save_tensors
@@ -16,6 +17,7 @@ from pedbench.config import protocol_of, read_protocol, read_variants, resolve
 from pedbench.contracts import BaseMethod, Batch, Output, Task
 from pedbench.data import Images, normalise
 from pedbench.engine import Fit, TrainingSet, as_output
+from pedbench.nn.backbone import Backbone
 from pedbench.predict import normalisation
 
 CASES = [
@@ -171,3 +173,27 @@ def test_an_unsupported_task_is_refused_with_a_reason(setting):
     foreign = dataclasses.replace(setting.task, kind="reid")
     if "reid" not in setting.method.tasks:
         assert setting.method.supports(foreign, setting.backbone)
+
+
+@pytest.fixture(scope="module")
+def resnet():
+    tower = {"image_size": 64, "layers": [1, 1, 1, 1], "width": 16}
+    return Backbone.from_config(MODEL | {"vision_cfg": tower}, name="small ResNet", seed=1)
+
+
+@pytest.mark.parametrize(("name", "label"), CASES)
+def test_on_a_resnet_a_method_says_why_not_or_works(name, label, resnet, manifest):
+    """Its norms move only with the weights that train."""
+    setting = Setting(name, label, resnet, manifest)
+    reason = setting.method.supports(setting.task, resnet)
+    if reason is not None:
+        assert "small ResNet" in reason
+        return
+    model, batch = setting.build().train(), setting.batch()
+    norms = [m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    before = [norm.get_buffer("running_mean").clone() for norm in norms]
+    logits = model(batch.images).logits
+    assert logits.shape == batch.labels.shape
+    assert torch.isfinite(logits).all()
+    for norm, mean in zip(norms, before, strict=True):
+        assert torch.equal(norm.get_buffer("running_mean"), mean) != norm.weight.requires_grad

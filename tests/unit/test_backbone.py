@@ -5,11 +5,11 @@ from typing import Any, Literal
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from pedbench.contracts import PedbenchError
+from pedbench.contracts import BACKBONES, PedbenchError
 from pedbench.nn import backbone as module
-from pedbench.nn.backbone import Backbone, load_backbone
+from pedbench.nn.backbone import Backbone, load_backbone, shape_only
 from pedbench.nn.blocks import insert, merge_qkv, split_qkv
 
 CONFIG = {
@@ -24,6 +24,9 @@ CONFIG = {
     },
     "text_cfg": {"context_length": 20, "vocab_size": 40, "width": 32, "heads": 2, "layers": 3},
 }
+RESNET: dict[str, Any] = CONFIG | {
+    "vision_cfg": {"image_size": 64, "layers": [1, 1, 1, 1], "width": 16}
+}
 Tower = Literal["visual", "text"]
 CLOSE = {"rtol": 0, "atol": 1e-5}  # attention kernels differ by a few float32 roundings
 
@@ -35,12 +38,36 @@ def backbone() -> Backbone:
 
 @pytest.fixture(scope="module")
 def clip(backbone: Backbone) -> Any:
-    """The unmodified open_clip model with the same weights."""
+    return unmodified(backbone, CONFIG)
+
+
+def unmodified(backbone: Backbone, config: dict[str, Any]) -> Any:
+    """open_clip's own model with the same weights."""
     from open_clip.model import CLIP
 
-    model = CLIP(**copy.deepcopy(CONFIG))
+    model = CLIP(**copy.deepcopy(config))
     model.load_state_dict(backbone.clip_state())
     return model.eval()
+
+
+@pytest.fixture
+def resnet() -> Backbone:
+    """Its norms do something: open_clip starts them at the identity, or at zero."""
+    backbone = Backbone.from_config(RESNET, name="small ResNet", seed=1)
+    generator = torch.Generator().manual_seed(2)
+    for norm in norms(backbone):
+        for tensor in (norm.weight, norm.running_mean, norm.running_var):
+            assert tensor is not None
+            tensor.detach().uniform_(0.5, 1.5, generator=generator)
+    return backbone
+
+
+def norms(backbone: Backbone) -> list[nn.BatchNorm2d]:
+    return [m for m in backbone.modules() if isinstance(m, nn.BatchNorm2d)]
+
+
+def statistics(module: nn.Module) -> dict[str, Tensor]:
+    return {name: buffer.clone() for name, buffer in module.named_buffers() if "running" in name}
 
 
 def randn(*shape: int, seed: int = 0) -> Tensor:
@@ -271,6 +298,84 @@ def test_positions_are_resized_as_open_clip_does_from_a_square() -> None:
     torch.testing.assert_close(found.positional_embedding.detach(), expected, **CLOSE)
 
 
+@pytest.mark.parametrize("mode", [False, True])
+def test_resnet_encoders_equal_open_clip(resnet: Backbone, mode: bool) -> None:
+    """In training mode too, because its norms are frozen."""
+    clip = unmodified(resnet, RESNET)
+    images, text = randn(3, 3, 64, 64).requires_grad_(), ids()
+    found, expected = resnet.train(mode).encode_image(images), clip.encode_image(images)
+    torch.testing.assert_close(found, expected, **CLOSE)
+    gradients = [torch.autograd.grad(f.square().sum(), images)[0] for f in (found, expected)]
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(resnet.encode_text(text), clip.encode_text(text), **CLOSE)
+
+
+def test_frozen_norms_keep_their_statistics(resnet: Backbone) -> None:
+    images = randn(4, 3, 64, 64)
+    for backbone in (resnet, resnet.eval().train(), copy.deepcopy(resnet)):
+        before = statistics(backbone)
+        backbone.encode_image(images)
+        assert before and all(torch.equal(before[k], v) for k, v in statistics(backbone).items())
+
+
+def test_only_unfrozen_norms_move_and_only_in_training(resnet: Backbone) -> None:
+    images, visual = randn(4, 3, 64, 64), resnet.clip.visual
+    visual.layer4.requires_grad_(True)
+    before = statistics(visual)
+    resnet.eval().encode_image(images)
+    assert all(torch.equal(before[k], v) for k, v in statistics(visual).items())
+    resnet.train().encode_image(images)
+    moved = {k for k, v in statistics(visual).items() if not torch.equal(before[k], v)}
+    assert moved == {k for k in before if k.startswith("layer4.")}
+
+
+def test_a_resnet_has_no_patch_tokens(resnet: Backbone, backbone: Backbone) -> None:
+    assert backbone.tokens and not resnet.tokens
+    for use in (
+        lambda: resnet.embed_image(randn(1, 3, 64, 64)),
+        lambda: resnet.run_blocks("visual", randn(1, 5, 512)),
+        lambda: resnet.project_image(randn(1, 512)),
+    ):
+        with pytest.raises(PedbenchError, match="small ResNet is a ResNet without patch tokens"):
+            use()
+    embedded = resnet.embed_text(ids())
+    assert resnet.run_blocks("text", embedded).shape == embedded.shape
+
+
+def test_a_resnet_reads_one_image_size(resnet: Backbone) -> None:
+    sizes = (resnet.image_size, resnet.patch, resnet.grid)
+    assert sizes == ((64, 64), (32, 32), (2, 2))
+    assert (resnet.visual_width, resnet.visual_layers, resnet.visual_heads) == (512, 0, 8)
+    for size in (64, (64, 64)):
+        assert Backbone.from_config(RESNET, image_size=size).image_size == (64, 64)
+    for size in (96, (64, 32)):
+        with pytest.raises(PedbenchError, match=r"positions for \(64, 64\) pixels.* only"):
+            Backbone.from_config(RESNET, image_size=size)
+    with pytest.raises(PedbenchError, match=r"got \(64, 32\): resize them$"):
+        resnet.encode_image(randn(1, 3, 64, 32))
+
+
+def test_a_resnet_refuses_the_weights_of_a_transformer(backbone: Backbone) -> None:
+    with pytest.raises(PedbenchError, match=r"(?s)do not fit the model: .*visual\.conv1"):
+        Backbone.from_config(RESNET, backbone.clip_state())
+
+
+PARAMETERS = {"ViT-B-16": 149_620_737, "ViT-L-14": 427_616_513, "RN50": 102_007_137}
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_shapes_need_no_weights(name: str) -> None:
+    backbone = shape_only(name)
+    assert backbone.name == name
+    count = sum(p.numel() for p in backbone.parameters())
+    assert count == PARAMETERS.get(name, count)
+    with torch.device("meta"):
+        image = backbone.encode_image(torch.empty(2, 3, *backbone.image_size))
+        text = backbone.encode_text(backbone.tokenizer(["a photo of a person"] * 3))
+    assert image.is_meta and image.shape == (2, backbone.embed_dim)
+    assert text.is_meta and text.shape == (3, backbone.embed_dim)
+
+
 def test_unknown_backbone_names_the_nearest() -> None:
     with pytest.raises(PedbenchError, match="did you mean 'ViT-B-16'"):
         load_backbone("ViT-B16")
@@ -295,16 +400,25 @@ def test_no_weights_offline_says_where_it_looked(tmp_path, monkeypatch) -> None:
 
 
 @pytest.mark.parametrize("given", [False, True])
-def test_openai_weights_come_from_file_or_cache(tmp_path, monkeypatch, given: bool) -> None:
+@pytest.mark.parametrize(
+    ("name", "repository"),
+    [
+        ("ViT-B-16", "models--timm--vit_base_patch16_clip_224.openai"),
+        ("RN50", "models--timm--resnet50_clip.openai"),
+    ],
+)
+def test_openai_weights_come_from_file_or_cache(
+    tmp_path, monkeypatch, given: bool, name: str, repository: str
+) -> None:
     """Both without a connection; the hub's own cache layout is read."""
     from open_clip.model import CLIP
 
-    repository = tmp_path / "models--timm--vit_base_patch16_clip_224.openai"
-    cached = repository / "snapshots" / "abc" / "open_clip_model.safetensors"
+    folder = tmp_path / repository
+    cached = folder / "snapshots" / "abc" / "open_clip_model.safetensors"
     cached.parent.mkdir(parents=True)
     cached.write_bytes(b"")
-    (repository / "refs").mkdir()
-    (repository / "refs" / "main").write_text("abc")
+    (folder / "refs").mkdir()
+    (folder / "refs" / "main").write_text("abc")
     own = tmp_path / "own.pt"
     own.write_bytes(b"")
     asked = []
@@ -314,7 +428,6 @@ def test_openai_weights_come_from_file_or_cache(tmp_path, monkeypatch, given: bo
         return CLIP(**copy.deepcopy(CONFIG))
 
     monkeypatch.setattr("open_clip.create_model", create_model)
-    name = "ViT-B-16"
     backbone = load_backbone(name, weights=own if given else None, cache_dir=tmp_path)
     assert asked == [(f"{name}-quickgelu", str(own if given else cached), True)]
     assert backbone.name == name
