@@ -181,6 +181,15 @@ def resnet():
     return Backbone.from_config(MODEL | {"vision_cfg": tower}, name="small ResNet", seed=1)
 
 
+def test_a_method_may_need_patch_tokens(resnet, backbone):
+    class Prompts(BaseMethod):
+        needs_tokens = True
+
+    task = Task("par", (), ())
+    assert Prompts(None).supports(task, backbone) is None
+    assert "patch tokens; small ResNet" in (Prompts(None).supports(task, resnet) or "")
+
+
 @pytest.mark.parametrize(("name", "label"), CASES)
 def test_on_a_resnet_a_method_says_why_not_or_works(name, label, resnet, manifest):
     """Its norms move only with the weights that train."""
