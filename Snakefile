@@ -18,7 +18,7 @@ from pedbench.contracts import PedbenchError
 from pedbench.devices import visible_gpus
 from pedbench.estimate import describe
 from pedbench.files import digest
-from pedbench.plan import check_results_folder, config_source, make_plan, orphans
+from pedbench.plan import check_results_folder, config_source, lost, make_plan
 
 min_version("9.0")
 
@@ -26,8 +26,6 @@ try:
     source = config_source(workflow.configfiles, workflow.config_settings.config)
     PLAN = make_plan(config, source)
     check_results_folder(PLAN.results)
-    for path in orphans(PLAN):
-        path.unlink()
 except PedbenchError as error:
     raise WorkflowError(str(error)) from None
 
@@ -52,6 +50,7 @@ rule all:
         f"{RESULTS}/tables",
 
 
+include: "workflow/rules/common.smk"
 include: "workflow/rules/data.smk"
 include: "workflow/rules/pretrain.smk"
 include: "workflow/rules/runs.smk"

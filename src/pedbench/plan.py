@@ -20,6 +20,7 @@ from pedbench.files import digest, write_json
 
 # of results
 FOLDERS = ("data", "figures", "logs", "manifests", "pretrain", "runs", "stats", "tables", "weights")
+ANALYSIS = ("plan.json", "scored.json", "long.parquet", "mlflow.json", "stats", "figures")
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class Source:
     root: str
     options: Mapping[str, Any]
     manifest: str
+    generated: bool  # the suite can make its files
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,11 @@ class Batch:
     @property
     def marker(self) -> str:
         return f"{self.experiment.folder}/seeds{self.name}.done.json"
+
+    def is_finished(self) -> bool:
+        """Whether its marker stands for something: every seed ended."""
+        folder = Path(self.experiment.folder)
+        return all((folder / f"seed{n}/train.done.json").is_file() for n in self.seeds)
 
 
 @dataclass(frozen=True)
@@ -133,12 +140,15 @@ class Plan:
         return self._by_key[f"{dataset}/{split}/{method}/{variant}"]
 
     @property
+    def rebuilt(self) -> str | None:
+        """The tiny CLIP that the plan trains anew."""
+        wanted = self.config["pretrain"] and self.config["backbone"] == TINY
+        return f"{self.results}/pretrain/{TINY}.safetensors" if wanted else None
+
+    @property
     def weights_file(self) -> str | None:
         """The backbone's checkpoint, where it is neither the shipped nor the downloaded one."""
-        backbone = self.config["backbone"]
-        rebuilt = f"{self.results}/pretrain/{TINY}.safetensors"
-        given = self.config["checkpoints"].get(backbone)
-        return rebuilt if self.config["pretrain"] and backbone == TINY else given
+        return self.rebuilt or self.config["checkpoints"].get(self.config["backbone"])
 
     @property
     def weights_inputs(self) -> tuple[str, ...]:
@@ -147,6 +157,18 @@ class Plan:
         if self.weights_file or self.config["backbone"] != TINY:
             return (self.weights_file,) if self.weights_file else ()
         return (f"{shipped}.safetensors", f"{shipped}.sha256")
+
+    @property
+    def outputs(self) -> set[str]:
+        """What the DAG makes on its way to the tables."""
+        return {
+            *(f"{self.results}/{name}" for name in ANALYSIS),
+            f"{self.results}/weights/{self.config['backbone']}.json",
+            *([self.rebuilt] if self.rebuilt else []),
+            *(source.manifest for source in self.sources.values()),
+            *(f"{experiment.folder}/config.json" for experiment in self.experiments),
+            *(batch.marker for batch in self.batches),
+        }
 
     def as_json(self) -> dict[str, Any]:
         """What ``results/plan.json`` holds, for score, collect and everything after them.
@@ -229,23 +251,20 @@ def check_results_folder(results: str) -> None:
             )
 
 
-def orphans(plan: Plan) -> list[Path]:
-    """Files that say "made" of something that is gone: markers of jobs whose seed folders, and
-    manifests of generated datasets whose pictures, were deleted. Without them it is made anew."""
-    markers = [
-        Path(batch.marker)
-        for batch in plan.batches
-        if not all(
-            Path(batch.experiment.folder, f"seed{seed}", "train.done.json").is_file()
-            for seed in batch.seeds
-        )
-    ]
-    manifests = [
-        Path(source.manifest)
-        for source in plan.sources.values()
-        if Path(source.root).is_relative_to(plan.results) and not Path(source.root).is_dir()
-    ]
-    return [path for path in (*markers, *manifests) if path.is_file()]
+def lost(plan: Plan) -> set[str]:
+    """Outputs of the DAG that were deleted after they were made, or whose content was.
+
+    Snakemake does not ask for an output whose successors exist, and knows nothing of what a marker
+    or a manifest stands for: seed folders, and the pictures of a generated dataset.
+    """
+    outputs = plan.outputs
+    gone = {output for output in outputs if not Path(output).exists()}
+    if gone == outputs:  # a first run
+        return set()
+    sources = plan.sources.values()
+    unfinished = {batch.marker for batch in plan.batches if not batch.is_finished()}
+    generated = {s.manifest for s in sources if s.generated and not Path(s.root).is_dir()}
+    return gone | unfinished | generated
 
 
 def config_source(files: Iterable[Path], overrides: Mapping[str, Any]) -> str:
@@ -404,7 +423,7 @@ def _source(source: str, config: Mapping[str, Any], name: str) -> Source:
     except PedbenchError as error:
         raise PedbenchError(f"{source}: {name}: {error}") from None
     manifest = f"{results}/manifests/{name}.parquet"
-    return Source(name, root or f"{results}/data/{name}", options, manifest)
+    return Source(name, root or f"{results}/data/{name}", options, manifest, generated)
 
 
 def runs_of(document: Mapping[str, Any]) -> Iterator[tuple[Mapping[str, Any], int, Path]]:

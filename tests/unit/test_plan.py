@@ -14,8 +14,8 @@ from pedbench.estimate import describe, estimate
 from pedbench.plan import (
     check_results_folder,
     config_source,
+    lost,
     make_plan,
-    orphans,
     runs_of,
 )
 
@@ -257,22 +257,32 @@ def test_results_folder_that_is_a_file_is_refused(tmp_path, monkeypatch):
     assert (tmp_path / "results").read_text() == ""
 
 
-def test_markers_and_manifests_of_deleted_work_are_orphans(tmp_path):
+def test_what_was_deleted_is_found(tmp_path):
     plan = make_plan({**CONFIG, "results": str(tmp_path)})
-    batch = plan.batches[1]
-    for path in (batch.marker, plan.sources["synthetic_a"].manifest):
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        Path(path).touch()
-    for seed in batch.seeds:
-        done = Path(batch.experiment.folder, f"seed{seed}", "train.done.json")
-        done.parent.mkdir()
-        done.touch()
+    assert lost(plan) == set()  # a first run
+    for output in plan.outputs:
+        Path(output).parent.mkdir(parents=True, exist_ok=True)
+        Path(output).touch()
+    done = [
+        Path(batch.experiment.folder, f"seed{seed}", "train.done.json")
+        for batch in plan.batches
+        for seed in batch.seeds
+    ]
+    for file in done:
+        file.parent.mkdir()
+        file.touch()
     root = Path(plan.sources["synthetic_a"].root)
     root.mkdir(parents=True)
-    assert orphans(plan) == []
-    done.unlink()
+    assert lost(plan) == set()
+    done[-1].unlink()
     root.rmdir()
-    assert orphans(plan) == [Path(batch.marker), Path(plan.sources["synthetic_a"].manifest)]
+    (tmp_path / "scored.json").unlink()
+    assert lost(plan) == {
+        plan.batches[-1].marker,
+        plan.sources["synthetic_a"].manifest,
+        f"{tmp_path}/scored.json",
+    }
+    assert (tmp_path / "long.parquet").exists()
 
 
 def test_messages_name_the_config(tmp_path, monkeypatch):

@@ -74,6 +74,48 @@ def test_second_invocation_does_nothing(mini):
     assert times(checkout) == before
 
 
+def state(folder: Path) -> dict[str, tuple[int, bytes]]:
+    """Time and bytes of every file below ``folder``."""
+    found = (path for path in folder.rglob("*") if path.is_file())
+    return {str(p.relative_to(folder)): (p.stat().st_mtime_ns, p.read_bytes()) for p in found}
+
+
+SEED = "runs/synthetic_a/standard/linear_probe/default/seed1"
+AFTER_RUNS = ("scored.json", "long.parquet", "mlflow", "stats/", "figures/", "tables/", "logs/")
+
+
+@pytest.mark.parametrize(
+    ("folder", "rules", "remade"),
+    [
+        (
+            SEED,
+            {"train", "score", "collect", "compare", "track", "figures", "tables"},
+            (f"{SEED}/", SEED.replace("seed1", "seeds0-1.done.json"), *AFTER_RUNS),
+        ),
+        ("figures", {"figures", "tables"}, ("figures/", "tables/", "logs/")),
+    ],
+    ids=["a seed", "figures"],
+)
+def test_what_is_deleted_comes_back_and_nothing_else_moves(mini, tmp_path, folder, rules, remade):
+    checkout = Checkout(tmp_path / "pedbench")
+    shutil.copytree(mini[0].root, checkout.root, symlinks=True)
+    results = checkout.root / RESULTS
+    before = state(results)
+    shutil.rmtree(results / folder)
+    found = state(results)
+    checkout.snakemake("-n", *TABLES)
+    checkout.snakemake(*TABLES, "--dag")
+    assert state(results) == found  # planning touches nothing
+    said = checkout.snakemake(*TABLES)
+    assert set(re.findall(r"^\w*rule (\w+):", said, re.MULTILINE)) == rules
+    after = state(results)
+    assert after.keys() == before.keys()
+    assert [n for n in before if after[n] != before[n] and not n.startswith(remade)] == []
+    timed = [n for n in before if after[n][1] != before[n][1] and not n.startswith("logs/")]
+    assert set(timed) <= {f"{SEED}/cost.json", "mlflow.db"}
+    assert "Nothing to be done" in checkout.snakemake(*TABLES)
+
+
 def nothing(root: Path) -> None:
     """The mistake is in the command."""
 

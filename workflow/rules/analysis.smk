@@ -5,7 +5,7 @@ rule score:
     input:
         plan=f"{RESULTS}/plan.json",
         manifests=[source.manifest for source in PLAN.sources.values()],
-        runs=[batch.marker for batch in PLAN.batches],
+        runs=markers_of_runs,
     output:
         f"{RESULTS}/scored.json",
     log:
