@@ -18,6 +18,7 @@ from pedbench.contracts import PedbenchError
 from pedbench.devices import visible_gpus
 from pedbench.estimate import describe
 from pedbench.files import digest
+from pedbench.tune import tuned
 from pedbench.plan import check_results_folder, config_source, lost, make_plan
 
 min_version("9.0")
@@ -55,6 +56,7 @@ include: "workflow/rules/data.smk"
 include: "workflow/rules/pretrain.smk"
 include: "workflow/rules/runs.smk"
 include: "workflow/rules/analysis.smk"
+include: "workflow/rules/tune.smk"
 
 
 onstart:

@@ -38,6 +38,8 @@ class Params:
 
 
 class Method(BaseMethod[Params]):
+    search = {"lr": (1e-5, 1e-2), "head_lr": (1e-4, 1e-1)}
+
     def build(self, backbone: Backbone, task: Task) -> nn.Module:
         head = LinearHead(backbone.embed_dim, len(task.attributes))
         model = ImageClassifier(backbone, head)

@@ -39,6 +39,8 @@ class Params:
 
 
 class Method(BaseMethod[Params]):
+    search = {"lr": (1e-3, 3e-1)}
+
     def build(self, backbone: Backbone, task: Task) -> nn.Module:
         head = LinearHead(backbone.embed_dim, len(task.attributes))
         return ImageClassifier(backbone, head)

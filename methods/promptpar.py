@@ -240,6 +240,7 @@ def sentences(task: Task, expanded: bool) -> list[str]:
 
 class Method(BaseMethod[Params]):
     needs_tokens = True
+    search = {"lr": (1e-4, 1e-1), "prompt_lr": (1e-3, 3e-1)}
 
     def supports(self, task: Task, backbone: Backbone) -> str | None:
         reason = super().supports(task, backbone)

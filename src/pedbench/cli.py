@@ -103,6 +103,21 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--threads", type=int, default=1, help="CPU threads; part of the result")
     one.add_argument("--out", type=Path, help="marker written when all seeds are done")
 
+    one = add("tune", tune, "the trials of one method, scored on validation images")
+    one.add_argument("--config", required=True, type=Path, help="the variant's config.json")
+    one.add_argument("--manifest", required=True, type=Path)
+    one.add_argument("--weights", required=True, type=Path, help="written by 'pedbench weights'")
+    one.add_argument("--trials", required=True, type=int, help="the start is the first of them")
+    one.add_argument("--seeds", required=True, type=int, nargs="+")
+    one.add_argument("--threads", type=int, default=1)
+    one.add_argument("--out", required=True, type=Path)
+
+    one = add("preset", preset, "the preset that the trials of all methods give")
+    one.add_argument("records", nargs="+", type=Path, help="written by 'pedbench tune'")
+    one.add_argument("--plan", required=True, type=Path)
+    one.add_argument("--trials", required=True, type=int)
+    one.add_argument("--out", required=True, type=Path, help="the record; the YAML goes beside it")
+
     one = add("score", score, "metrics of every run from its kept predictions")
     one.add_argument("--plan", required=True, type=Path)
     one.add_argument("--out", required=True, type=Path)
@@ -223,6 +238,28 @@ def train(
         digests = fit_and_predict(config, manifest, weights, seeds, threads)
     if out is not None:
         write_json(out, digests)
+
+
+def tune(
+    config: Path,
+    manifest: Path,
+    weights: Path,
+    trials: int,
+    seeds: list[int],
+    threads: int,
+    out: Path,
+) -> None:
+    from pedbench.devices import own_gpu
+    from pedbench.tune import tune as run_trials
+
+    with own_gpu():
+        run_trials(config, manifest, weights, trials, seeds, threads, out)
+
+
+def preset(records: list[Path], plan: Path, trials: int, out: Path) -> None:
+    from pedbench.tune import write_preset
+
+    write_preset(_read_plan(plan)[0], trials, records, out)
 
 
 def _read_plan(path: Path) -> tuple[dict[str, Any], list[Path], dict[str, Path]]:

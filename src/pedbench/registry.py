@@ -96,6 +96,28 @@ def read_params(name: str) -> dict[str, Field]:
     return dict(read_dataclass(source_path("method", name), "Params"))
 
 
+def read_search(name: str) -> dict[str, tuple[float, float] | list[Any]]:
+    """What tuning searches, ``Method.search``, unexecuted: a tuple (low, high) or choices.
+
+    Raises PedbenchError when a key is no field of ``Params`` or a value does not fit it.
+    """
+    own, space = read_params(name), class_attribute(name, "search")
+    for key, values in space.items():
+        where = f"methods/{name}.py: Method.search: {key}"
+        if key not in own:
+            raise PedbenchError(f"{where} is no field of Params{suggest(str(key), own)}")
+        if not isinstance(values, tuple | list) or len(values) < 2:
+            raise PedbenchError(f"{where}: a tuple (low, high) or a list of choices is wanted")
+        for value in values:
+            try:
+                checked(own[key], value)
+            except PedbenchError as error:
+                raise PedbenchError(f"{where}: {error}") from None
+        if isinstance(values, tuple) and not (len(values) == 2 and 0 < values[0] < values[1]):
+            raise PedbenchError(f"{where}: {values} is no range: 0 < low < high is wanted")
+    return space
+
+
 def trains(name: str) -> bool:
     """The class attribute ``Method.trains``: False for a method that learns nothing."""
     return bool(class_attribute(name, "trains"))

@@ -68,6 +68,8 @@ class Adapter(nn.Module):
 
 
 class Method(BaseMethod[Params]):
+    search = {{"lr": (1e-4, 1e-1)}}  # what `snakemake tune` searches, on a log scale
+
     def build(self, backbone: Backbone, task: Task) -> nn.Module:
         return Model(backbone, len(task.attributes), self.params.bottleneck)
 '''

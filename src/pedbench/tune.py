@@ -1,0 +1,299 @@
+"""Equal budgets: every method gets the same number of trials over the space it declares.
+
+A trial trains on the training subset and is scored by mA on the validation subset; test images
+are never read. What came out is a *record* (every trial) and the preset made of it, both
+committed in ``config/presets/``. Only `tune` imports torch and optuna.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from textwrap import wrap
+from typing import TYPE_CHECKING, Any
+
+import yaml
+from tqdm import tqdm
+
+from pedbench import registry
+from pedbench.config import ROOT, read_protocol, read_variants
+from pedbench.contracts import PedbenchError
+from pedbench.files import digest, read_json, write_json, write_text
+from pedbench.manifest import read_manifest
+from pedbench.plan import Experiment, Plan
+from pedbench.results import display_name
+from pedbench.runs import RunConfig, RunFolder, derive_seed, run_digest
+
+if TYPE_CHECKING:
+    from pedbench.train import Job
+
+Space = Mapping[str, tuple[float, float] | list[Any]]
+Trial = Mapping[str, Any]  # values: key -> value; mA: of the validation subset, None if diverged
+
+PRESETS = "config/presets"
+PRESET = "equal_budget"
+RANDOM_TRIALS = 5  # after the start, before the sampler trusts what it has seen
+
+
+def tuned(plan: Plan) -> dict[str, Experiment]:
+    """Method -> the experiment of ``plan`` that is tuned: each that trains.
+
+    Raises PedbenchError unless the plan says ``trials``, has one dataset and one variant of each
+    method, and every method declares a space that holds its starting values.
+    """
+    if "trials" not in plan.config:
+        raise PedbenchError(
+            "tune: the config does not say how many 'trials' a method gets; use "
+            "--configfile config/tune.yaml, or add them to yours"
+        )
+    if len(plan.config["datasets"]) > 1:
+        raise PedbenchError("tune: 'datasets' names several; methods are tuned on one")
+    chosen: dict[str, Experiment] = {}
+    for experiment in plan.experiments:
+        method = experiment.method
+        if not registry.trains(method):
+            continue
+        if method in chosen:
+            raise PedbenchError(
+                f"tune: 'methods' has two variants of {method}; name the one to be tuned, the "
+                "others share its values"
+            )
+        _check_start(experiment, registry.read_search(method))
+        chosen[method] = experiment
+    return chosen
+
+
+def _check_start(experiment: Experiment, space: Space) -> None:
+    method, label = experiment.method, experiment.variant
+    where = f"methods/{method}.py: Method.search"
+    if not space:
+        raise PedbenchError(
+            f"{where} is missing; declare what is tuned, e.g. search = {{'lr': (1e-4, 1e-1)}}"
+        )
+    fixed = read_variants().get(method, {}).get(label, {}).keys() & space
+    if fixed:
+        raise PedbenchError(
+            f"tune: the variant {method}/{label} fixes '{min(fixed)}', which is searched; tune "
+            "another variant"
+        )
+    for key, values in space.items():
+        start = experiment.spec["params"][key]
+        value = start["value"]
+        inside = values[0] <= value <= values[1] if isinstance(values, tuple) else value in values
+        if not inside:
+            raise PedbenchError(
+                f"{where}: {key}: {values} does not hold the start {value} of {start['from']}"
+            )
+
+
+def tune(
+    config_path: Path,
+    manifest_path: Path,
+    weights_path: Path,
+    trials: int,
+    seeds: Sequence[int],
+    threads: int,
+    out: Path,
+) -> None:
+    """Run what is missing of the first ``trials`` trials and write the method's record to
+    ``out``. The first trial is the start. Finished trials are kept beside ``config_path``, and
+    each depends on those before it alone: a killed tuning goes on to the same record.
+
+    A trial whose training diverges counts, without a score.
+    """
+    import torch
+
+    from pedbench.train import Job
+
+    torch.set_num_threads(threads)
+    config, weights = RunConfig.read(config_path), read_json(weights_path)
+    space = registry.read_search(config.method)
+    manifest = read_manifest(manifest_path).subset(config.split, "train", "val")
+    job = Job(config, read_json(config_path), manifest, weights_path, threads, ("val",))
+    runs = [run_digest(config, s, manifest.digest, weights["sha256"], threads) for s in seeds]
+    study = digest({"space": encode(space), "runs": runs})
+    folder = config_path.parent / "trials"
+    kept = folder / "finished.json"
+    before = read_json(kept) if kept.is_file() else {}
+    done: list[Trial] = before["trials"] if before.get("study") == study else []
+    name = f"{config.method}/{config.variant}"
+    for number in tqdm(range(len(done), trials), f"{name}: trials", trials, initial=len(done)):
+        values = suggest(space, done, seeds[0]) if done else {k: config.params[k] for k in space}
+        score = _score(job, {**config.params, **values}, seeds, folder / str(number))
+        tqdm.write(f"{name}: trial {number}: {values}: {_percent(score)}")
+        done = [*done, {"values": values, "mA": score}]
+        write_json(kept, {"study": study, "trials": done})
+        shutil.rmtree(folder / str(number), ignore_errors=True)
+    record = {"variant": config.variant, "space": encode(space), "trials": done[:trials]}
+    write_json(out, {config.method: record})
+
+
+def _score(job: Job, params: dict[str, Any], seeds: Sequence[int], folder: Path) -> float | None:
+    """Mean validation mA over ``seeds``, as a fraction; None when training diverged."""
+    from pedbench.engine import Diverged
+
+    try:
+        scores = [job.try_out(params, s, RunFolder(folder / f"seed{s}")) for s in seeds]
+    except Diverged as error:
+        tqdm.write(str(error))
+        return None
+    return round(fmean(scores), 6)
+
+
+def suggest(space: Space, done: Sequence[Trial], seed: int) -> dict[str, Any]:
+    """The next trial's values by TPE: a function of the arguments alone.
+
+    Floats are rounded to three digits. Diverged trials count as worse than any other.
+    """
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    ranges: dict[str, optuna.distributions.BaseDistribution] = {
+        key: optuna.distributions.FloatDistribution(*values, log=True)
+        if isinstance(values, tuple)
+        else optuna.distributions.CategoricalDistribution(values)
+        for key, values in space.items()
+    }
+    sampler = optuna.samplers.TPESampler(
+        n_startup_trials=1 + RANDOM_TRIALS,
+        multivariate=True,
+        seed=derive_seed(seed, "trial", str(len(done))) % 2**32,
+    )
+    study = optuna.create_study(direction="maximize", sampler=sampler)
+    states = optuna.trial.TrialState
+    for trial in done:
+        study.add_trial(
+            optuna.create_trial(
+                state=states.PRUNED if trial["mA"] is None else states.COMPLETE,
+                value=trial["mA"],
+                params=trial["values"],
+                distributions=ranges,
+            )
+        )
+    asked = study.ask(ranges).params
+    return {key: _rounded(asked[key], values) for key, values in space.items()}
+
+
+def _rounded(value: Any, values: tuple[float, float] | list[Any]) -> Any:
+    if not isinstance(values, tuple):
+        return value
+    return min(max(float(f"{value:.3g}"), values[0]), values[1])
+
+
+def encode(space: Space) -> dict[str, dict[str, list[Any]]]:
+    """``space`` for JSON: key -> ``{"range": [low, high]}`` or ``{"choices": [...]}``."""
+    return {
+        key: {"range" if isinstance(values, tuple) else "choices": list(values)}
+        for key, values in space.items()
+    }
+
+
+def best(method: str, trials: Sequence[Trial]) -> Trial:
+    """The trial with the highest score, the earliest of equals."""
+    scored = [trial for trial in trials if trial["mA"] is not None]
+    if not scored:
+        raise PedbenchError(
+            f"tune: every trial of {method} diverged; lower the rates in Method.search of "
+            f"methods/{method}.py and its start"
+        )
+    return max(scored, key=lambda trial: trial["mA"])
+
+
+def write_preset(plan: Mapping[str, Any], trials: int, records: Sequence[Path], out: Path) -> None:
+    """Write the record of all methods to ``out`` and the preset beside it, as YAML.
+
+    ``plan`` holds the contents of plan.json. Methods outside the plan keep what the committed
+    record says of them if it was made under the same conditions.
+    """
+    first = next(e for e in plan["experiments"] if registry.trains(e["method"]))
+    record: dict[str, Any] = {
+        "protocol": plan["protocol"],
+        "version": read_protocol(plan["protocol"]).values["version"],
+        "presets": plan["presets"],
+        "backbone": plan["backbone"],
+        "dataset": f"{first['dataset']}/{first['split']}",
+        "options": plan["datasets"][first["dataset"]]["options"],
+        "seeds": first["seeds"],
+        "trials": trials,
+    }
+    committed = read_record(PRESET)
+    same = all(committed.get(key) == value for key, value in record.items())
+    record["methods"] = dict(committed["methods"]) if same else {}
+    for path in records:
+        record["methods"] |= read_json(path)
+    write_json(out, record)
+    write_text(out.with_suffix(".yaml"), preset_text(record))
+
+
+def read_record(preset: str) -> dict[str, Any]:
+    """The committed record of ``config/presets/{preset}.yaml``."""
+    return read_json(ROOT / PRESETS / f"{preset}.json")
+
+
+def preset_text(record: Mapping[str, Any]) -> str:
+    """The preset that ``record`` gives, as YAML with its origin."""
+    made = (
+        "Made by `snakemake --cores all tune --configfile config/tune.yaml`, not by hand: "
+        "docs/decisions/tuning.md. Spaces and every trial: the JSON file beside this one. "
+    )
+    lines = [f"# {line}" for line in wrap(made + _conditions(record), 98)]
+    for method, one in sorted(record["methods"].items()):
+        chosen, start = best(method, one["trials"]), one["trials"][0]
+        values = yaml.safe_dump(chosen["values"], default_flow_style=True, width=1000).strip()
+        scores = f"validation mA {_percent(chosen['mA'])}, at the start {_percent(start['mA'])}"
+        lines += ["", f"# {scores}", f"{method}: {values}"]
+    return "\n".join(lines if record["methods"] else [*lines, "{}"]) + "\n"
+
+
+def _conditions(record: Mapping[str, Any]) -> str:
+    """How the trials of ``record`` were made."""
+    if not record["methods"]:
+        return "Nothing is tuned yet."
+    options = ", ".join(f"{key} {value}" for key, value in record["options"].items())
+    return (
+        f"{record['trials']} trials per method, each trained on {record['dataset']} ({options}) "
+        f"with {record['backbone']} under protocol {record['protocol']} (version "
+        f"{record['version']}), seed {', '.join(str(seed) for seed in record['seeds'])}, starting "
+        f"from the presets {', '.join(record['presets']) or 'none'}; chosen by mA on validation "
+        "images."
+    )
+
+
+def tuning_markdown(preset: str = PRESET) -> str:
+    """How ``preset`` was tuned: conditions, then space, chosen values and scores per method."""
+    record = read_record(preset)
+    if not record["methods"]:
+        return f"{_conditions(record)}\n"
+    head = ("Method", "Searched (log scale)", "Chosen", "Validation mA", "At the start", "Diverged")
+    rows = [head, ("---", "---", "---", "---:", "---:", "---:")]
+    for method, one in sorted(record["methods"].items()):
+        chosen, trials = best(method, one["trials"]), one["trials"]
+        searched = [f"`{key}` {_in_words(values)}" for key, values in one["space"].items()]
+        values = [
+            f"`{key}` {value:g}" if isinstance(value, float) else f"`{key}` {value}"
+            for key, value in chosen["values"].items()
+        ]
+        rows.append(
+            (
+                display_name(method, one["variant"]),
+                "; ".join(searched),
+                "; ".join(values),
+                _percent(chosen["mA"]),
+                _percent(trials[0]["mA"]),
+                str(sum(trial["mA"] is None for trial in trials)),
+            )
+        )
+    table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return f"{_conditions(record)}\n\n{table}\n"
+
+
+def _in_words(values: Mapping[str, list[Any]]) -> str:
+    if "range" in values:
+        return "{:g} to {:g}".format(*values["range"])
+    return "one of " + ", ".join(str(value) for value in values["choices"])
+
+
+def _percent(score: float | None) -> str:
+    return "diverged" if score is None else f"{100 * score:.2f}"

@@ -1,0 +1,56 @@
+# Equal tuning budgets: one job per method of the plan, then the preset of all of them.
+
+
+def to_tune():
+    try:
+        return tuned(PLAN)
+    except PedbenchError as error:
+        raise WorkflowError(str(error)) from None
+
+
+rule tune:
+    input:
+        f"{RESULTS}/tuned/equal_budget.json",
+
+
+rule preset:
+    input:
+        plan=f"{RESULTS}/plan.json",
+        records=lambda _: [f"{RESULTS}/tuned/{method}.json" for method in to_tune()],
+    output:
+        json=f"{RESULTS}/tuned/equal_budget.json",
+        yaml=f"{RESULTS}/tuned/equal_budget.yaml",
+    log:
+        f"{RESULTS}/logs/preset.log",
+    conda:
+        "../envs/pedbench.yaml"
+    params:
+        trials=PLAN.config.get("trials"),
+    shell:
+        "pedbench preset --plan {input.plan} --trials {params.trials} --out {output.json}"
+        " {input.records} > {log} 2>&1"
+
+
+rule trials:
+    input:
+        config=lambda wildcards: f"{to_tune()[wildcards.method].folder}/config.json",
+        manifest=[source.manifest for source in PLAN.sources.values()],
+        weights=f"{RESULTS}/weights/{PLAN.config['backbone']}.json",
+        method="methods/{method}.py",
+    output:
+        f"{RESULTS}/tuned/{{method}}.json",
+    log:
+        f"{RESULTS}/logs/tune/{{method}}.log",
+    conda:
+        "../envs/pedbench.yaml"
+    threads: PLAN.config["threads_per_job"]
+    resources:
+        gpu=min(1, GPUS),
+    params:
+        trials=PLAN.config.get("trials"),
+        seeds=PLAN.config["seeds"],
+        threads=PLAN.config["threads_per_job"],
+    shell:
+        "pedbench tune --config {input.config} --manifest {input.manifest}"
+        " --weights {input.weights} --trials {params.trials} --seeds {params.seeds}"
+        " --threads {params.threads} --out {output} > {log} 2>&1"
