@@ -172,6 +172,14 @@ class Fit:
             load_optimiser(optimiser, tensors)
         epochs = protocol.epochs if stage.epochs is None else stage.epochs
         batch = min(protocol.batch_size, len(self.data))
+        parts = protocol.accumulate * self.accelerator.num_processes
+        if batch < parts:
+            raise PedbenchError(
+                f"{self.label}: a step has {batch} images (batch_size {protocol.batch_size}, "
+                f"{len(self.data)} for training), too few for accumulate {protocol.accumulate} in "
+                f"each of {self.accelerator.num_processes} processes; lower accumulate or raise "
+                "batch_size"
+            )
         per_epoch = len(self.data) // batch
         total = epochs * per_epoch
         stem = cached_stem(self.model, self.data, protocol, self.accelerator)
@@ -251,7 +259,9 @@ class Fit:
             share = len(part) / len(mine)
             if not torch.isfinite(loss):
                 self._stop(step, terms)
-            accelerator.backward(loss * share)
+            # processes are averaged, so each weighs as much as it holds of the whole batch
+            weight = len(part) * accelerator.num_processes / len(chosen)
+            accelerator.backward(loss * weight)
             for name, value in terms.items():
                 totals[name] = totals.get(name, 0.0) + share * value.item()
         for group in optimiser.param_groups:

@@ -34,9 +34,7 @@ def prepare(tmp_path, manifest, backbone, monkeypatch):
 
     def inputs(method="linear_probe", **values):
         swept = {"epochs": 2, **values}
-        spec = resolve(
-            method, "default", read_protocol("embedded", ("tiny_clip",)), swept, "test"
-        )
+        spec = resolve(method, "default", read_protocol("embedded", ("tiny_clip",)), swept, "test")
         names = {"dataset": "noise", "split": "standard", "method": method, "variant": "default"}
         write_json(tmp_path / "v/config.json", {**names, "backbone": "random", **spec})
         write_json(tmp_path / "weights.json", {"sha256": backbone.weights_sha256, "file": None})
