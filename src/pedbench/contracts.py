@@ -155,8 +155,8 @@ class BaseMethod(Generic[P]):
         return [group for group in groups if group["params"]]
 
     def stages(self, groups: tuple[str, ...]) -> tuple[Stage, ...]:
-        """Phases of training, in order. Default: one, with every group."""
-        return (Stage("fit", groups),)
+        """Phases of training, in order. Default: one, with every group, if there is any."""
+        return (Stage("fit", groups),) if groups else ()
 
     def after_step(self, model: nn.Module, step: int, steps: int) -> None:
         """Called after optimiser step ``step`` (from 1) of ``steps`` of a stage, while the

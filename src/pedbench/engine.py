@@ -141,6 +141,7 @@ class Fit:
 
         training = self.model.training
         self.model.eval()
+        torch.manual_seed(derive_seed(self.seed, "prepare"))
         with torch.no_grad(), self.accelerator.autocast():
             self.method.prepare(self.model, batches())
         self.model.train(training)

@@ -1,0 +1,54 @@
+"""BitFit: only the biases of the image tower.
+
+Paper: Ben Zaken et al., "BitFit: Simple Parameter-efficient Fine-tuning for Transformer-based
+Masked Language-models", ACL 2022.
+Trains: every bias of the image tower, those of its norms included, and a linear head if asked for.
+Parameters: 102,912 at ViT-B/16, 272,384 at ViT-L/14.
+Published: GLUE 82.3 with BERT-large (full fine-tuning 82.2); no pedestrian attributes.
+Run: snakemake --cores all results/tables --config 'methods=[bitfit]'
+
+The biases of the keys shift every attention score of a query alike, so the softmax removes them;
+they are counted as in the paper, and do nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from torch import nn
+
+from pedbench.contracts import BaseMethod, Task
+from pedbench.nn.backbone import Backbone
+from pedbench.nn.heads import ImageClassifier, image_head
+
+BIBTEX = """
+@inproceedings{benzaken2022bitfit,
+  author = {Ben Zaken, Elad and Goldberg, Yoav and Ravfogel, Shauli},
+  title = {{BitFit}: Simple Parameter-efficient Fine-tuning for Transformer-based Masked
+           Language-models},
+  booktitle = {Annual Meeting of the Association for Computational Linguistics (ACL)},
+  year = {2022},
+}
+"""
+
+
+@dataclass(frozen=True)
+class Params:
+    head: Literal["pair", "sigmoid", "linear"] = (
+        "pair"  # fixed texts, or linear
+    )
+    template: str = "a photo of a person {}"  # of the fixed texts
+    lr: float = 1e-3  # learning rate of the biases
+    head_lr: float = 1e-3  # learning rate of what the head learns
+
+
+class Method(BaseMethod[Params]):
+    search: ClassVar[Mapping[str, Any]] = {"lr": (1e-3, 1e-1)}
+
+    def build(self, backbone: Backbone, task: Task) -> nn.Module:
+        for name, parameter in backbone.clip.visual.named_parameters():
+            parameter.requires_grad_(name.endswith("bias"))
+        head = image_head(self.params.head, backbone, task, self.params.template)
+        return ImageClassifier(backbone, head)

@@ -1,0 +1,107 @@
+"""Methods that adapt CLIP by small modules: start, computation, counts."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from pedbench.contracts import Batch, Task
+from pedbench.nn.backbone import shape_only
+from pedbench.registry import load_method, load_params
+
+METHODS = ("adapter", "bitfit", "clip_adapter", "ssf", "tip_adapter")
+
+
+def build(name, backbone, task, **params):
+    method = load_method(name)(load_params(name, params))
+    torch.manual_seed(0)
+    return method, method.build(copy.deepcopy(backbone), task)
+
+
+@pytest.fixture
+def task(manifest):
+    return Task("par", manifest.attributes, (0.5,) * len(manifest.attributes))
+
+
+@pytest.fixture
+def images(backbone):
+    return torch.randn(6, 3, *backbone.image_size)
+
+
+@pytest.mark.parametrize("form", ["adaptformer", "pfeiffer", "houlsby"])
+def test_adapters_start_from_clip(backbone, task, images, form):
+    _, model = build("adapter", backbone, task, form=form)
+    _, plain = build("zero_shot", backbone, task)
+    assert torch.equal(model(images).logits, plain(images).logits)
+    bottlenecks = [m for m in model.modules() if type(m).__name__ == "Bottleneck"]
+    assert len(bottlenecks) == backbone.visual_layers * (1 + (form == "houlsby"))
+
+
+def test_adaptformer_reads_the_stream_before_the_norm(backbone, task):
+    _, model = build("adapter", backbone, task, scale=0.5)
+    block = model.backbone.clip.visual.transformer.resblocks[0]
+    torch.nn.init.normal_(block.mlp.bottleneck[2].weight)
+    x = torch.randn(2, 5, backbone.visual_width)
+    plain = backbone.clip.visual.transformer.resblocks[0]
+    attended = x + plain.attention(q_x=plain.ln_1(x))
+    own = 0.5 * block.mlp.bottleneck(attended)
+    torch.testing.assert_close(block(x), attended + plain.mlp(plain.ln_2(attended)) + own)
+
+
+def test_ssf_can_be_folded_into_the_weights(backbone, task, images):
+    """Scale and shift of a linear layer are another linear layer (Section 3.3 of the paper)."""
+    _, model = build("ssf", backbone, task)
+    folded = copy.deepcopy(model)
+    visual = folded.backbone.clip.visual
+    for name, module in list(visual.named_modules()):
+        if type(module).__name__ == "ScaleShift":
+            layer, scale = module.layer, module.scale
+            scale = scale[:, None] if layer.weight.ndim == 2 else scale
+            with torch.no_grad():
+                layer.weight.mul_(scale)
+                layer.bias.mul_(module.scale).add_(module.shift)
+            visual.set_submodule(name, layer)
+    torch.testing.assert_close(folded(images).logits, model(images).logits, rtol=1e-4, atol=1e-4)
+
+
+def test_clip_adapter_without_its_share_is_clip(backbone, task, images):
+    _, model = build("clip_adapter", backbone, task, ratio=0.0)
+    _, plain = build("zero_shot", backbone, task)
+    torch.testing.assert_close(model(images).logits, plain(images).logits)
+
+
+def test_tip_adapter_adds_the_affinity_to_cached_images(backbone, task, images):
+    method, model = build("tip_adapter", backbone, task, shots=2, alpha=0.7, beta=3.0)
+    labels = torch.zeros(6, len(task.attributes))
+    labels[:3, 0], labels[5, 0] = 1, -1  # three with the attribute, two without, one unknown
+    with torch.no_grad():
+        method.prepare(model.eval(), [Batch(images[:4], labels[:4]), Batch(images[4:], labels[4:])])
+        features = F.normalize(model.stem(images), dim=-1)
+        plain = model.head.clip_head(model.stem(images))
+        added = (model(images).logits - plain) / 0.7
+        keys, signs = model.head.keys, model.head.signs
+        chosen = [int((features @ key).argmax()) for key in keys[0]]
+        assert signs[0].tolist() == [1, 1, -1, -1]
+        assert set(chosen[:2]) <= {0, 1, 2} and set(chosen[2:]) == {3, 4}
+        cosines = features @ features[chosen].T
+        expected = torch.exp(-3.0 * (1 - cosines)) @ signs[0]
+        torch.testing.assert_close(added[:, 0], expected, rtol=1e-4, atol=1e-4)
+        assert signs[1].tolist() == [0, 0, -1, -1]  # nobody has it
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("model", ["ViT-B-16", "ViT-L-14"])
+def test_counts_are_those_of_the_docstring(name, model):
+    from pedbench.contracts import Attribute
+    from pedbench.registry import header
+
+    many = tuple(Attribute(f"a{i}", "whole", f"a{i}", f"no a{i}") for i in range(51))
+    with torch.device("meta"):
+        method = load_method(name)(load_params(name, {}))
+        built = method.build(shape_only(model), Task("par", many, (0.5,) * 51))
+    trained = sum(p.numel() for p in built.parameters() if p.requires_grad)
+    at = model.replace("B-", "B/").replace("L-", "L/")
+    assert f"{trained:,} at {at}" in header(name)["Parameters"]
