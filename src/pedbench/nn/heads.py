@@ -14,7 +14,7 @@ from pedbench.nn.backbone import Backbone
 from pedbench.nn.sentences import attribute_sentences
 
 TextHeadKind = Literal["pair", "sigmoid", "softmax"]
-HeadKind = Literal["pair", "sigmoid", "linear"]
+HeadKind = Literal["pair", "sigmoid", "softmax", "linear"]
 
 
 class Similarity(nn.Module):
