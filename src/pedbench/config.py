@@ -234,11 +234,13 @@ def protocol_of(spec: Mapping[str, Any]) -> Protocol:
 
 def _numbers(value: Any) -> Any:
     """``value`` with text that is a number or a truth value read as one: Snakemake's --config
-    delivers the members of a list as text."""
+    delivers the members of a list as text, and YAML 1.1 reads ``1e-3`` as text."""
     if isinstance(value, dict):
         return {key: _numbers(entry) for key, entry in value.items()}
     if isinstance(value, list):
         return [_numbers(entry) for entry in value]
+    if isinstance(value, str) and re.fullmatch(r"-?\d+(\.\d*)?e[+-]?\d+", value, re.IGNORECASE):
+        return float(value)
     number = isinstance(value, str) and re.fullmatch(r"-?\d+(\.\d*)?|true|false", value)
     return yaml.safe_load(value) if number else value
 

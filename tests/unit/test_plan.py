@@ -96,6 +96,15 @@ def test_sweep_reuses_runs_with_the_same_values():
     assert extra[0].spec["params"]["prompt_length"]["from"] == "sweep length"
 
 
+def test_numbers_that_yaml_reads_as_text_are_numbers():
+    rates = {**SWEEP, "parameter": "lr", "values": ["1e-3", "2E+1"]}
+    alpha = {"baseline": "linear_probe", "alpha": "1e-2"}
+    plan = make_plan({**CONFIG, "sweeps": {"rate": rates}, "comparison": alpha})
+    assert [point.value for point in plan.sweeps[0].points] == [0.001, 20.0]
+    assert plan.sweeps[0].points[-1].variant == "global_deep-lr20.0"
+    assert plan.comparison.alpha == 0.01
+
+
 def test_sweep_and_tests_without_their_method_are_left_out_with_a_note():
     narrow = {**CONFIG, "methods": ["zero_shot"], "sweeps": {"length": SWEEP}}
     plan = make_plan(narrow)
@@ -174,6 +183,10 @@ def test_sweep_and_tests_without_their_method_are_left_out_with_a_note():
         (
             {"sweeps": {"length": {**SWEEP, "values": ["a b"]}}},
             "c.yaml: sweeps.length.values.0: 'a b' does not match",
+        ),
+        (
+            {"sweeps": {"length": {**SWEEP, "values": [".."]}}},
+            "c.yaml: sweeps.length.values.0: '..' does not match",
         ),
         ({"protocol": "papr"}, "unknown protocol 'papr'; did you mean 'paper'?"),
     ],
