@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
@@ -19,7 +20,7 @@ from pedbench.checkpoint import Checkpoints, load_tensors, load_trained, save_te
 from pedbench.config import Protocol
 from pedbench.contracts import BaseMethod, PedbenchError, Task
 from pedbench.data import Images
-from pedbench.engine import Fit, TrainingSet, Validate
+from pedbench.engine import Diverged, Fit, TrainingSet, Validate
 from pedbench.files import read_json, write_json
 from pedbench.manifest import Manifest, read_manifest
 from pedbench.nn.backbone import Backbone, load_backbone
@@ -165,7 +166,7 @@ class Job:
     def try_out(self, params: dict[str, Any], seed: int, folder: RunFolder) -> float:
         """mA on the validation subset after training with ``params``; no prediction is kept.
 
-        Raises Diverged when a loss or gradient is not finite.
+        Raises Diverged when a loss, a gradient or a logit is not finite.
         """
         config = replace(self.config, params=params)
         sha256 = self.backbone.weights_sha256
@@ -210,8 +211,13 @@ class Job:
         """mA on the validation subset, for best_val selection."""
 
         def validate(model: nn.Module) -> float:
-            likely = sigmoid(self._logits(model, part))
-            overall = score(likely, part.manifest.labels, self.config.protocol.threshold)
-            return overall["mA"]
+            logits = self._logits(model, part)
+            if not np.isfinite(logits).all():
+                raise Diverged(
+                    f"{self.config.method}: the trained model's logits of validation images are "
+                    "not finite. Lower the learning rate, set clip_norm or use precision fp32"
+                )
+            threshold = self.config.protocol.threshold
+            return score(sigmoid(logits), part.manifest.labels, threshold)["mA"]
 
         return validate
