@@ -20,6 +20,7 @@ from pedbench.estimate import describe
 from pedbench.files import digest
 from pedbench.tune import tuned
 from pedbench.plan import check_results_folder, config_source, lost, make_plan
+from pedbench.runs import refusal
 
 min_version("9.0")
 
@@ -69,6 +70,11 @@ onstart:
 
 
 onsuccess:
+    for experiment in PLAN.experiments:
+        if reason := refusal(Path(experiment.folder)):
+            print(
+                f"pedbench: {experiment.key} was not run: {reason}", file=sys.stderr
+            )
     if Path(RESULTS, "tables").exists():
         print(f"pedbench: the tables are in {RESULTS}/tables", file=sys.stderr)
 

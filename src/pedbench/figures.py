@@ -15,6 +15,7 @@ from matplotlib.lines import Line2D
 from pedbench.collect import read_long, select
 from pedbench.files import write_atomic
 from pedbench.results import display_name, headline, read_variant
+from pedbench.runs import refusal
 from pedbench.stats import INTERVALS, VS_BASELINE, read_stats
 
 WIDTH = 7.0  # inches: the text width of a two-column paper
@@ -48,9 +49,10 @@ def write_figures(long: Path, stats: Path, plan: Mapping[str, Any], out: Path) -
             here = select(scores, dataset=sweep["dataset"], split=sweep["split"])
             f1 = headline(read_variant(Path(experiments[0]["folder"]))["protocol"])
             save(sweep_figure(sweep, here, f1, baseline), out / sweep["name"])
-        for dataset, split in dict.fromkeys((e["dataset"], e["split"]) for e in experiments):
+        run = [e for e in experiments if refusal(Path(e["folder"])) is None]
+        for dataset, split in dict.fromkeys((e["dataset"], e["split"]) for e in run):
             place = {"dataset": dataset, "split": split}
-            rows = [(e["method"], e["variant"]) for e in experiments if place.items() <= e.items()]
+            rows = [(e["method"], e["variant"]) for e in run if place.items() <= e.items()]
             figure = overview(rows, select(intervals, **place), select(tests, **place), baseline)
             level = f"{100 * (1 - plan['comparison']['alpha']):g} % confidence intervals"
             figure.suptitle(f"{dataset}, {split} split ({level})", fontsize="medium")

@@ -17,6 +17,7 @@ from pedbench.config import DEFAULT, ProtocolFile, check_config, plain, read_pro
 from pedbench.config import resolve as resolve_values
 from pedbench.contracts import BACKBONES, TINY, PedbenchError
 from pedbench.files import digest, write_json
+from pedbench.runs import refusal
 
 # of results
 FOLDERS = ("data", "figures", "logs", "manifests", "pretrain", "runs", "stats", "tables", "weights")
@@ -69,9 +70,11 @@ class Batch:
         return f"{self.experiment.folder}/seeds{self.name}.done.json"
 
     def is_finished(self) -> bool:
-        """Whether its marker stands for something: every seed ended."""
+        """Whether its marker stands for something: every seed ended, or the method refused."""
         folder = Path(self.experiment.folder)
-        return all((folder / f"seed{n}/train.done.json").is_file() for n in self.seeds)
+        return refusal(folder) is not None or all(
+            (folder / f"seed{n}/train.done.json").is_file() for n in self.seeds
+        )
 
 
 @dataclass(frozen=True)
@@ -427,7 +430,10 @@ def _source(source: str, config: Mapping[str, Any], name: str) -> Source:
 
 
 def runs_of(document: Mapping[str, Any]) -> Iterator[tuple[Mapping[str, Any], int, Path]]:
-    """Experiment, seed and folder of every run in the contents of a ``plan.json``."""
+    """Experiment, seed and folder of every run in the contents of a ``plan.json``, but of those
+    that the method refused."""
     for experiment in document["experiments"]:
+        if refusal(Path(experiment["folder"])) is not None:
+            continue
         for seed in experiment["seeds"]:
             yield experiment, seed, Path(experiment["folder"]) / f"seed{seed}"

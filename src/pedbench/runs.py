@@ -1,8 +1,9 @@
 """The run folder, written: what one seed of one variant reads and leaves behind.
 
 ``results/runs/{dataset}/{split}/{method}/{variant}/config.json`` is the resolved variant; every
-``seed{n}/`` beside it holds the files of one training. ``train.done.json`` is written last and
-carries the digest of the run and of every other file, so that finished work is recognised.
+``seed{n}/`` beside it holds the files of one training, or ``refused.json`` says why there is none.
+``train.done.json`` is written last and carries the digest of the run and of every other file, so
+that finished work is recognised.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from pedbench.contracts import PedbenchError
 from pedbench.files import digest, file_sha256, read_json, write_json
 from pedbench.registry import source_path
 
+REFUSED = "refused.json"
 PACKAGES = ("torch", "torchvision", "open_clip_torch", "accelerate", "numpy", "pillow")
 
 
@@ -127,6 +129,12 @@ class RunFolder:
         files = {n: file_sha256(self.path / n) for n in names if (self.path / n).is_file()}
         write_json(self.done, {"digest": run, "files": files})
         shutil.rmtree(self.checkpoint, ignore_errors=True)
+
+
+def refusal(variant: Path) -> str | None:
+    """Why no seed below the folder ``variant`` was run: its method cannot solve the task there."""
+    path = variant / REFUSED
+    return read_json(path)["reason"] if path.is_file() else None
 
 
 def environment(threads: int, device: str, weights_sha256: str) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from pedbench.config import DEFAULT, plain, read_protocol
 from pedbench.contracts import PedbenchError
 from pedbench.files import explain_os_error, read_json, write_text
 from pedbench.results import display_name, headline
+from pedbench.runs import refusal
 from pedbench.stats import ALL_PAIRS, INTERVALS, VS_BASELINE, read_stats
 
 Experiment = Mapping[str, Any]  # dataset, split, method, variant, seeds, folder
@@ -153,7 +154,8 @@ def make_table(
     cells = pd.DataFrame({c: [cell.get(r, Cell()) for r in rows] for c, cell in columns.items()})
     cells.index = pd.MultiIndex.from_tuples(rows)
     title = f"Pedestrian attribute recognition, {split.replace('_', '-')} split"
-    return Table(split, title, caption(title, specs, overall, tests, alpha), cells)
+    notes = [caption(title, specs, overall, tests, alpha), *refusals(shown)]
+    return Table(split, title, " ".join(notes), cells)
 
 
 def _column(scores: pd.DataFrame, marks: Mapping[tuple[str, str], str]) -> dict[Any, Cell]:
@@ -210,6 +212,16 @@ def caption(
             f"p < {alpha} after Holm's correction over the {first['family']} tests of a dataset"
         )
     return ". ".join([*sentences, *departures(specs)]) + "."
+
+
+def refusals(experiments: Sequence[Experiment]) -> list[str]:
+    """A sentence on every variant whose method cannot solve the task, with the reason."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for e in experiments:
+        if reason := refusal(Path(e["folder"])):
+            name = display_name(e["method"], e["variant"])
+            found.setdefault((name, reason), []).append(e["dataset"])
+    return [f"{name} was not run on {', '.join(on)}: {why}." for (name, why), on in found.items()]
 
 
 def departures(specs: Sequence[Mapping[str, Any]]) -> list[str]:

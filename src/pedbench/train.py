@@ -27,7 +27,7 @@ from pedbench.nn.backbone import Backbone, load_backbone
 from pedbench.predict import normalisation, predict_logits, write_predictions
 from pedbench.registry import load_method, load_params
 from pedbench.results import sigmoid
-from pedbench.runs import RunConfig, RunFolder, derive_seed, environment, run_digest
+from pedbench.runs import REFUSED, RunConfig, RunFolder, derive_seed, environment, run_digest
 from pedbench.tasks.par import score
 
 
@@ -44,8 +44,8 @@ def train(
 ) -> dict[str, str]:
     """Fit and predict every seed beside ``config_path``; finished ones are recognised and kept.
 
-    Returns seed -> digest of the run. Raises PedbenchError for a method that cannot solve the
-    task, with its reason.
+    Returns seed -> digest of the run. Where the method cannot solve the task there is none, and
+    ``refused.json`` beside ``config_path`` holds its reason.
     """
     torch.set_num_threads(threads)
     config, manifest = RunConfig.read(config_path), read_manifest(manifest_path)
@@ -58,8 +58,16 @@ def train(
     pending = [seed for seed in seeds if not folders[seed].is_finished(digests[seed])]
     for seed in set(seeds) - set(pending):
         tqdm.write(f"{folders[seed].path}: finished before, kept")
+    refused = config_path.with_name(REFUSED)
+    refused.unlink(missing_ok=True)
     if pending:
         job = Job(config, read_json(config_path), manifest, weights_path, threads)
+        reason = make_method(config).supports(job.task, job.backbone)
+        if reason is not None:
+            tqdm.write(f"{config_path.parent}: not run: {reason}")
+            if job.accelerator.is_main_process:
+                write_json(refused, {"reason": reason})
+            return {}
         for seed in pending:
             job.run(seed, digests[seed], folders[seed])
     return {str(seed): digest for seed, digest in digests.items()}
@@ -75,11 +83,16 @@ def make_task(config: RunConfig, train_manifest: Manifest) -> Task:
     )
 
 
+def make_method(config: RunConfig) -> BaseMethod[Any]:
+    """The method with its hyperparameters."""
+    return load_method(config.method)(load_params(config.method, config.params))
+
+
 def build_model(
     config: RunConfig, backbone: Backbone, task: Task, seed: int
 ) -> tuple[BaseMethod[Any], nn.Module]:
     """A fresh model on a copy of ``backbone``; initialisation depends on seed and method only."""
-    method = load_method(config.method)(load_params(config.method, config.params))
+    method = make_method(config)
     reason = method.supports(task, backbone)
     if reason is not None:
         raise PedbenchError(

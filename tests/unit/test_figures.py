@@ -11,6 +11,7 @@ from PIL import Image
 
 from pedbench.collect import collect, read_long, select
 from pedbench.figures import sweep_figure, write_figures
+from pedbench.files import write_json
 from pedbench.score import score_runs
 from pedbench.stats import compare
 
@@ -30,7 +31,10 @@ SWEEP: Any = {
 def drawn(tmp_path_factory):
     root = tmp_path_factory.mktemp("figures")
     results = fake_results(root, splits=("standard",), skill=SKILL | SWEPT, images=40)
-    plan: dict[str, Any] = {**results.plan, "sweeps": [SWEEP]}
+    refused = {**results.plan["experiments"][0], "method": "r", "folder": str(root / "refused")}
+    write_json(root / "refused/refused.json", {"reason": "no"})
+    experiments = [*results.plan["experiments"], refused]
+    plan: dict[str, Any] = {**results.plan, "experiments": experiments, "sweeps": [SWEEP]}
     score_runs(results.folders, results.manifests, root / "scored.json")
     collect(results.folders, root / "long.parquet")
     shown = [f for f in results.folders if "swept" not in f.parent.name]

@@ -11,6 +11,7 @@ from pedbench import plan as module
 from pedbench.config import ROOT, plain
 from pedbench.contracts import BaseDataset, DatasetSpec, PedbenchError
 from pedbench.estimate import describe, estimate
+from pedbench.files import write_json
 from pedbench.plan import (
     check_results_folder,
     config_source,
@@ -296,6 +297,16 @@ def test_what_was_deleted_is_found(tmp_path):
         f"{tmp_path}/scored.json",
     }
     assert (tmp_path / "long.parquet").exists()
+
+
+def test_a_refused_variant_is_finished_and_has_no_runs(tmp_path):
+    plan = make_plan({**CONFIG, "results": str(tmp_path)})
+    batch = plan.batches[0]
+    assert not batch.is_finished()
+    write_json(Path(batch.experiment.folder, "refused.json"), {"reason": "needs tokens"})
+    assert batch.is_finished()
+    refused = Path(batch.experiment.folder)
+    assert refused not in {folder.parent for _, _, folder in runs_of(plan.as_json())}
 
 
 def test_messages_name_the_config(tmp_path, monkeypatch):

@@ -12,6 +12,7 @@ from helpers import SKILL, fake_results
 from pedbench.collect import collect, read_long, select
 from pedbench.config import ROOT, read_protocol, resolve
 from pedbench.contracts import PedbenchError
+from pedbench.files import write_json
 from pedbench.score import score_runs
 from pedbench.stats import compare
 from pedbench.tables import Cell, departures, latex, write_tables
@@ -19,18 +20,20 @@ from pedbench.tables import Cell, departures, latex, write_tables
 
 @pytest.fixture(scope="module")
 def tables(tmp_path_factory):
-    """Two datasets, a user's own method ``my_method``, and one method missing from dataset b."""
+    """Two datasets, a user's own method ``my_method``, and one method refused on dataset b."""
     root = tmp_path_factory.mktemp("tables")
     results = fake_results(root, ("a", "b"), ("standard",), SKILL | {"my_method/wide": 1.0})
+    plan = results.plan
     absent = [f for f in results.folders if f.parts[-5] == "b" and f.parts[-3] == "full"]
     for folder in absent:
         results.folders.remove(folder)
+    write_json(absent[0].with_name("refused.json"), {"reason": "needs patch tokens"})
     score_runs(results.folders, results.manifests, root / "scored.json")
     collect(results.folders, root / "long.parquet")
     compare(results.folders, results.manifests, root / "stats", baseline="linear_probe/default")
     (root / "figures").mkdir()
     (root / "figures" / "curve.png").touch()
-    args = root / "long.parquet", root / "stats", root / "figures", results.plan
+    args = root / "long.parquet", root / "stats", root / "figures", plan
     write_tables(*args, root / "tables")
     write_tables(*args, root / "again")
     return root
@@ -54,11 +57,14 @@ def rows(path):
     return {line.split(" | ")[0].strip("| "): line.strip("| ").split(" | ")[1:] for line in lines}
 
 
-def test_one_run_has_no_deviation_and_a_missing_one_is_a_dash(tables):
+def test_one_run_has_no_deviation_and_a_refused_one_is_a_dash_with_its_reason(tables):
     table = rows(tables / "tables" / "standard.md")
     assert all("±" not in cell for cell in table["Zero-shot CLIP"])
     assert all("±" in cell for cell in table["full"][:5])
     assert table["full"][5:] == ["–"] * 5
+    for kind in ("md", "tex"):
+        text = (tables / "tables" / f"standard.{kind}").read_text()
+        assert text.count(" full was not run on b: needs patch tokens.") == 1
 
 
 def test_best_is_bold_and_second_underlined(tables):

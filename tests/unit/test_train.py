@@ -23,7 +23,7 @@ from pedbench.label import label_pictures
 from pedbench.manifest import write_manifest
 from pedbench.nn.backbone import load_backbone
 from pedbench.results import sigmoid
-from pedbench.runs import RunFolder, derive_seed
+from pedbench.runs import RunFolder, derive_seed, refusal
 
 
 @pytest.fixture
@@ -87,6 +87,18 @@ def test_a_tampered_result_is_noticed(prepare, tmp_path):
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(PedbenchError, match="predictions.test.parquet: changed or missing"):
         job.train(*inputs, seeds=[0], threads=1)
+
+
+def test_a_method_that_cannot_solve_the_task_leaves_its_reason(prepare, tmp_path, monkeypatch):
+    inputs = prepare()
+    with monkeypatch.context() as patch:
+        method = job.load_method("linear_probe")
+        patch.setattr(method, "supports", lambda self, task, backbone: "needs tokens")
+        assert job.train(*inputs, seeds=[0], threads=1) == {}
+    assert refusal(tmp_path / "v") == "needs tokens"
+    assert not (tmp_path / "v/seed0").exists()
+    job.train(*inputs, seeds=[0], threads=1)
+    assert refusal(tmp_path / "v") is None and (tmp_path / "v/seed0/train.done.json").exists()
 
 
 def test_zero_shot_needs_no_adapter(prepare, tmp_path):
