@@ -29,13 +29,7 @@ KINDS = {kind: module for module in MODULES for kind in module.TOLERANCES}
 EXPECTED_MISSING = {
     "cliplora": "CLIP-LoRA",
     "clipreid": "CLIP-ReID",
-    "cocoop": "CoCoOp",
-    "coop": "CoOp",
-    "ivlp": "independent vision-language prompting",
-    "maple": "MaPLe",
     "reid": "re-identification metrics and losses",
-    "vpt": "VPT",
-    "vtb": "VTB",
 }
 
 
