@@ -19,6 +19,7 @@ EPILOG = """\
 examples:
   snakemake --cores all results/tables    run the benchmark (see README.md)
   pedbench list                           methods, datasets and variants at hand
+  pedbench cite                           BibTeX of all that config/config.yaml compares
   pedbench new-method my_adapter          a new method from a working template
   pedbench predict --run results/runs/synthetic_a/standard/linear_probe/default/seed0 photos/
   pedbench doctor                         what is installed, found and missing
@@ -61,6 +62,29 @@ def parser() -> argparse.ArgumentParser:
 
     one = add("list", list_plugins, "show the methods, their variants, and the datasets at hand")
     one.add_argument("--params", metavar="METHOD", help="explain every hyperparameter of a method")
+
+    one = add("cite", cite, "print the BibTeX of what a plan or a table compares, and of the suite")
+    what = one.add_mutually_exclusive_group()
+    what.add_argument(
+        "--config",
+        type=Path,
+        default=Path("config/config.yaml"),
+        help="the methods and datasets of this plan (default: %(default)s)",
+    )
+    what.add_argument("--table", type=Path, help="those of a CSV in results/tables instead")
+    one.epilog = (
+        "Save it with 'pedbench cite > compared.bib'. The entries are the constants BIBTEX of the "
+        "files in methods/ and datasets/; a file without one is named in a comment."
+    )
+
+    one = add("docs", docs, "write docs/methods.md and the docs' tables of results")
+    what = one.add_mutually_exclusive_group()
+    what.add_argument("--check", action="store_true", help="write nothing; fail if it would change")
+    what.add_argument(
+        "--results",
+        type=Path,
+        help="first keep the numbers of this finished plan in resources/embedded_results.csv",
+    )
 
     one = add("predict", predict, "label pictures with a trained adapter, as CSV")
     one.add_argument("pictures", nargs="+", type=Path, help="picture files or folders of them")
@@ -170,6 +194,22 @@ def list_plugins(params: str | None) -> None:
     print("datasets (datasets/NAME.py)")
     for name in registry.datasets():
         print(f"  {name:16} {registry.summary('dataset', name)}")
+
+
+def cite(config: Path, table: Path | None) -> None:
+    from pedbench.cite import bibliography, in_config, in_table
+
+    print(bibliography(*(in_table(table) if table else in_config(config))), end="")
+
+
+def docs(check: bool, results: Path | None) -> None:
+    from pedbench.describe import check_pages, copy_results, write_pages
+
+    if check:
+        return check_pages()
+    if results is not None:
+        copy_results(results)
+    print("\n".join(f"wrote {page}" for page in write_pages()) or "all pages are up to date")
 
 
 def predict(run: Path, pictures: list[Path], out: Path | None, weights: Path | None) -> None:

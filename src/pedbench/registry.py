@@ -156,8 +156,9 @@ def load_dataset(name: str) -> BaseDataset:
 def read_dataclass(path: Path, name: str) -> Mapping[str, Field]:
     """Fields of the dataclass ``name`` in ``path``, in order, from the source text alone.
 
-    A field's doc is the comment on its line. Its default must be a literal; a field without
-    one gets ``...``. Raises PedbenchError when the class or a literal default is missing.
+    A field's doc is the comment on its line, or on its default's. Its default must be a literal;
+    a field without one gets ``...``. Raises PedbenchError when the class or a literal default is
+    missing.
     """
     body = _class(path, name).body
     comments = _comments(path)
@@ -165,7 +166,7 @@ def read_dataclass(path: Path, name: str) -> Mapping[str, Field]:
         node.target.id: Field(
             default=_literal(path, f"{name}.{node.target.id}", node.value) if node.value else ...,
             annotation=ast.unparse(node.annotation),
-            doc=comments.get(node.end_lineno or 0) or comments.get(node.lineno, ""),
+            doc=next((comments[n] for n in _lines(node) if n in comments), ""),
         )
         for node in body
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
@@ -209,6 +210,8 @@ def _accept(kind: ast.expr, value: Any) -> Any:
             return value if value in _constants(choices) else _REFUSED
         case ast.Subscript(value=ast.Name(id="tuple"), slice=ast.Tuple(elts=elements)):
             return _accept_tuple(elements, value)
+        case ast.Subscript(value=ast.Name(id="dict")):
+            return _accept_dict(value)
         case ast.Name(id="float"):
             return _accept_float(value)
         case ast.Name(id="int"):
@@ -227,6 +230,15 @@ def _accept_float(value: Any) -> Any:
         return float(value)
     except ValueError:
         return _REFUSED
+
+
+def _accept_dict(value: Any) -> Any:
+    """A mapping by names, with what YAML leaves as text (``1e-3``) read as the number it is."""
+    if not isinstance(value, Mapping) or not all(type(key) is str for key in value):
+        return _REFUSED
+    number = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
+    texts = {k: v for k, v in value.items() if isinstance(v, str) and number.fullmatch(v)}
+    return {**value, **{key: float(text) for key, text in texts.items()}}
 
 
 def _accept_tuple(elements: list[ast.expr], value: Any) -> Any:
@@ -320,6 +332,11 @@ def _literal(path: Path, name: str, node: ast.expr) -> Any:
             f"{_shown(path)}: line {node.lineno}: {name} must be a literal, not "
             f"'{ast.unparse(node)}', so that it can be read without running the file"
         ) from None
+
+
+def _lines(node: ast.AnnAssign) -> tuple[int | None, ...]:
+    """Where the comment on a field may stand; the formatter wraps long ones in parentheses."""
+    return node.end_lineno, node.value.end_lineno if node.value else None, node.lineno
 
 
 def _comments(path: Path) -> dict[int, str]:

@@ -163,6 +163,11 @@ def _column(scores: pd.DataFrame, marks: Mapping[tuple[str, str], str]) -> dict[
     for row, values in scores.groupby(["method", "variant"])["value"]:
         mean, sd = values.mean(skipna=False), values.std(skipna=False)
         cells[row] = Cell(mean, sd, len(values), marks.get(row, ""))  # type: ignore[arg-type]
+    return ranked(cells)
+
+
+def ranked(cells: Mapping[Any, Cell]) -> dict[Any, Cell]:
+    """The ``cells`` of a column with best and second, as printed, set off; ties share a rank."""
     means = {round(cell.mean, 2) for cell in cells.values() if not np.isnan(cell.mean)}
     shown = sorted(means, reverse=True)
     ranks = {value: rank for rank, value in enumerate(shown[:2], start=1)}

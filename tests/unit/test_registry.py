@@ -57,6 +57,8 @@ def test_load_params_refuses_unknown_keys():
         ("Literal['a'] | None", None, None),
         ("tuple[int, ...]", [1, 2], [1, 2]),
         ("tuple[float, float]", (1, 2), [1.0, 2.0]),
+        ("dict[str, Any] | None", {"r": 8, "p": "1e-3"}, {"r": 8, "p": 0.001}),
+        ("dict[str, Any] | None", None, None),
     ],
 )
 def test_checked_fits(annotation, value, fitted):
@@ -75,11 +77,61 @@ def test_checked_fits(annotation, value, fitted):
         ("Literal['zero', 'random']", "rndom", "'rndom' is not one of 'zero', 'random'; did you"),
         ("tuple[float, float]", [1.0], r"\[1.0\] is not tuple"),
         ("tuple[int, ...]", 3, "3 is not tuple"),
+        ("dict[str, Any]", [1], r"\[1\] is not dict"),
+        ("dict[str, Any]", {1: 2}, "is not dict"),
     ],
 )
 def test_checked_refuses(annotation, value, message):
     with pytest.raises(PedbenchError, match=f"^{message}"):
         checked(Field(None, annotation), value)
+
+
+def test_the_comment_on_a_field_is_found_wherever_the_formatter_puts_it(tmp_path):
+    path = tmp_path / "lora.py"
+    path.write_text(
+        "class Params:\n    a: int = 1  # one\n    b: int = (\n        2  # two\n    )\n"
+        "    c: int = (  # three\n        3\n    )\n    d: int = 4\n"
+    )
+    fields = registry.read_dataclass(path, "Params")
+    assert [field.doc for field in fields.values()] == ["one", "two", "three", ""]
+
+
+HEADED = '''"""Lora: low-rank updates.
+
+Paper: Hu et al.,
+"LoRA", ICLR 2022.
+Trains: the updates: A and B.
+Run:
+  snakemake all
+
+Paper and code agree. Trains: not a keyword here.
+
+More prose.
+"""
+BIBTEX = "@article{hu}"
+
+
+class Method:
+    trains = False
+    tasks: ClassVar = ("par", "reid")
+'''
+
+
+def test_the_header_is_read_without_running_the_file(tmp_path, monkeypatch):
+    (tmp_path / "methods").mkdir()
+    (tmp_path / "methods/lora.py").write_text(HEADED)
+    monkeypatch.setattr(registry, "_PACKAGE", tmp_path)
+    assert registry.header("lora") == {
+        "Paper": 'Hu et al., "LoRA", ICLR 2022.',
+        "Trains": "the updates: A and B.",
+        "Run": "snakemake all",
+    }
+    prose = "Paper and code agree. Trains: not a keyword here.\n\nMore prose."
+    assert registry.notes("lora") == prose
+    assert registry.bibtex("method", "lora") == "@article{hu}"
+    assert registry.trains("lora") is False
+    assert registry.class_attribute("lora", "tasks") == ("par", "reid")
+    assert registry.class_attribute("lora", "needs_tokens") is False
 
 
 @pytest.mark.parametrize("stop", ["1 / 0", "raise SystemExit(3)", "import no_such_package"])
@@ -88,11 +140,11 @@ def test_a_plugin_that_raises_on_import_is_named(stop, tmp_path, monkeypatch):
 
     folder = tmp_path / "methods"
     folder.mkdir()
-    (folder / "lora.py").write_text(f"x = 1\n{stop}\n")
+    (folder / "unknown.py").write_text(f"x = 1\n{stop}\n")
     monkeypatch.setattr(registry, "_PACKAGE", tmp_path)
     monkeypatch.setattr(package, "__path__", [str(folder)])
-    with pytest.raises(PedbenchError, match=r"^methods/lora.py: line 2: the import fails with "):
-        registry.load_method("lora")
+    with pytest.raises(PedbenchError, match=r"^methods/unknown.py: line 2: the import fails with "):
+        registry.load_method("unknown")
 
 
 def test_damaged_plugins_are_named(tmp_path):

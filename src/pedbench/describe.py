@@ -1,0 +1,232 @@
+"""Pages of the docs that the files themselves write: ``docs/methods.md`` out of ``methods/`` and
+``config/``, and the tables of results out of ``resources/embedded_results.csv``."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, get_args
+
+import pandas as pd
+import yaml
+
+from pedbench import registry
+from pedbench.collect import select
+from pedbench.config import DEFAULT, ROOT, read_protocol, read_variants
+from pedbench.contracts import PedbenchError, Split
+from pedbench.files import write_text
+from pedbench.results import display_name
+from pedbench.tables import Cell, Table, ranked, to_markdown
+from pedbench.tune import tuning_markdown
+
+RESULTS = "resources/embedded_results.csv"
+Cells = dict[tuple[str, str], Cell]  # (method, variant) -> cell of one column
+METHODS = "docs/methods.md"
+WITH_RESULTS = ("README.md", "docs/embedded-default.md")  # between these two lines:
+BLOCK = re.compile(r"(<!-- generated: results(?: (\w+))? -->\n).*?(<!-- end -->)", re.DOTALL)
+
+INTRODUCTION = f"""\
+# Methods
+
+`pedbench docs` writes this page from the files of `methods/`, `config/variants.yaml`,
+`config/presets/` and `{RESULTS}`; edit those. **Parameters** counts the
+scalars that train with the defaults. **Embedded default** is its release run on test images, in
+percent: mean ± standard deviation over the seeds (without ±: one run), ↑ ↓ significantly above or
+below its baseline; [embedded-default.md](embedded-default.md) says what it shows and what not.
+`pedbench cite` prints the BibTeX of what a plan or a table compares.
+"""
+CAPTION = (
+    "Test images, in percent: mean ± standard deviation over the seeds; without ±: one run. Bold: "
+    "best; underlined: second; ↑ ↓: significantly above or below the baseline (paired bootstrap, "
+    "Holm-corrected)."
+)
+
+
+def write_pages(root: Path = ROOT) -> list[str]:
+    """Write what has changed and return its paths."""
+    stale = stale_pages(root)
+    for page, text in stale.items():
+        write_text(root / page, text)
+    return list(stale)
+
+
+def check_pages(root: Path = ROOT) -> None:
+    """Raises PedbenchError naming the pages that their sources have left behind."""
+    stale = list(stale_pages(root))
+    if stale:
+        raise PedbenchError(
+            f"{', '.join(stale)}: not what the method files, config/ and {RESULTS} say; run "
+            "'pedbench docs' and commit what it writes"
+        )
+
+
+def stale_pages(root: Path = ROOT) -> dict[str, str]:
+    """Path -> text as it should be, of the pages below ``root`` that read otherwise."""
+    results = read_results(root / RESULTS)
+    texts = {page: (root / page).read_text(encoding="utf-8") for page in WITH_RESULTS}
+    wanted = {page: fill(text, results) for page, text in texts.items()}
+    file = root / METHODS
+    texts[METHODS] = file.read_text(encoding="utf-8") if file.exists() else ""
+    wanted[METHODS] = methods_page(results)
+    return {page: text for page, text in wanted.items() if text != texts[page]}
+
+
+def copy_results(results: Path, out: Path = ROOT / RESULTS) -> None:
+    """Keep mA and F1 of the tables of a finished plan below ``results`` as ``out``: one row per
+    dataset, split, method, variant and metric, in the tables' order.
+
+    Raises PedbenchError when there are no tables.
+    """
+    files = [results / "tables" / f"{split}.csv" for split in get_args(Split)]
+    found = [pd.read_csv(file) for file in files if file.is_file()]
+    if not found:
+        raise PedbenchError(
+            f"{results}: no tables/{get_args(Split)[0]}.csv in it; run the plan first: "
+            "snakemake --cores all results/tables"
+        )
+    table = pd.concat(found)
+    table = table[(table["metric"] == "mA") | table["metric"].str.startswith("F1")]
+    write_text(out, table.drop(columns="name").to_csv(index=False, float_format="%.4f"))
+
+
+def read_results(file: Path) -> pd.DataFrame:
+    """What `copy_results` wrote."""
+    return pd.read_csv(file).fillna({"mark": ""})
+
+
+def fill(text: str, results: pd.DataFrame) -> str:
+    """``text`` with the table of all results, or of the dataset named in the marker, between the
+    markers ``<!-- generated: results [dataset] -->`` and ``<!-- end -->``."""
+
+    def block(found: re.Match[str]) -> str:
+        rows = select(results, dataset=found[2]) if found[2] else results
+        if rows.empty:
+            wanted = found[2] or "any dataset"
+            raise PedbenchError(f"{RESULTS}: no numbers of {wanted}, which a page shows")
+        return f"{found[1]}\n{results_table(rows, ranked, CAPTION)}\n{found[3]}"
+
+    return BLOCK.sub(block, text)
+
+
+def results_table(
+    rows: pd.DataFrame, rank: Callable[[Cells], Cells] = dict, caption: str = ""
+) -> str:
+    """Variants down, datasets, splits and metrics across."""
+    columns: dict[tuple[str, str], Cells] = {}
+    variants: dict[tuple[str, str], None] = {}
+    for row in rows.to_dict("records"):
+        variant = row["method"], row["variant"]
+        cell = Cell(row["mean"], row["sd"], row["seeds"], row["mark"])
+        place = f"{row['dataset']}/{row['split']}", row["metric"]
+        columns.setdefault(place, {})[variant] = cell
+        variants[variant] = None
+    table = pd.DataFrame(
+        {
+            place: [rank(cells).get(variant, Cell()) for variant in variants]
+            for place, cells in columns.items()
+        },
+        index=pd.MultiIndex.from_tuples(variants),
+    )
+    return to_markdown(Table("results", "", caption, table))
+
+
+def methods_page(results: pd.DataFrame) -> str:
+    """The text of ``docs/methods.md``."""
+    names = registry.methods()
+    titles = {name: display_name(name, DEFAULT) for name in names}
+    contents = [f"- [{title}](#{anchor(title)}): {about(name)}" for name, title in titles.items()]
+    sections = ["\n".join(section(name, select(results, method=name))) for name in names]
+    tuning = f"## Equal tuning budgets\n\n{tuning_markdown()}"
+    return "\n".join([INTRODUCTION, *contents, "", *sections, tuning])
+
+
+def section(name: str, results: pd.DataFrame) -> Iterator[str]:
+    """Lines on method ``name``; ``results`` holds its rows."""
+    header = registry.header(name)
+    yield f"## {display_name(name, DEFAULT)}\n"
+    yield f"`methods/{name}.py`: {about(name)}.\n"
+    for keyword in ("Paper", "Trains", "Parameters", "Published"):
+        yield f"- **{keyword}**: {escape(header.get(keyword, 'not stated'))}"
+    yield f"- **Solves**: {solves(name)}"
+    yield f"- **Run**: `{header.get('Run', 'not stated')}`\n"
+    if registry.notes(name):
+        yield f"{escape(registry.notes(name))}\n"
+    yield from hyperparameters(name)
+    named = {f"variant {code(k)}": v for k, v in read_variants().get(name, {}).items()}
+    named |= {f"preset {code(k)}": v[name] for k, v in presets().items() if name in v}
+    if named:
+        rows = ((label, changes(values)) for label, values in named.items())
+        yield from table(("Named settings", "What they change"), rows)
+    if len(results):
+        yield f"**Embedded default**\n\n{results_table(results).strip()}\n"
+
+
+def hyperparameters(name: str) -> Iterator[str]:
+    """The table of ``Params``, with what tuning searches where the method says so."""
+    space = registry.read_search(name)
+    header = ("Hyperparameter", "Type", "Default", "Meaning")
+    rows = [
+        (code(key), code(field.annotation), code(repr(field.default)), escape(field.doc))
+        for key, field in registry.read_params(name).items()
+    ]
+    if not space:
+        return table(header, rows)
+    searched = [in_words(space.get(key)) for key in registry.read_params(name)]
+    return table((*header, "Tuned over"), zip(*zip(*rows, strict=True), searched, strict=True))
+
+
+def in_words(space: tuple[float, float] | list[Any] | None) -> str:
+    """A range, or choices, that tuning searches."""
+    if isinstance(space, tuple):
+        return "{:g} to {:g}".format(*space)
+    return ", ".join(code(str(value)) for value in space or ())
+
+
+def presets() -> dict[str, Mapping[str, Mapping[str, Any]]]:
+    """Every preset: its name -> method -> settings."""
+    names = sorted(path.stem for path in (ROOT / "config/presets").glob("*.yaml"))
+    read = read_protocol("paper", tuple(names)).presets
+    return {Path(file).stem: preset for file, preset in read.items()}
+
+
+def about(name: str) -> str:
+    """What the method does, in words: the first line of its file behind the title."""
+    return escape(registry.summary("method", name).partition(": ")[2])
+
+
+def solves(name: str) -> str:
+    """The tasks a method is defined for, and on which image towers."""
+    tasks = ", ".join(code(task) for task in registry.class_attribute(name, "tasks"))
+    if registry.class_attribute(name, "needs_tokens"):
+        return f"{tasks}, on vision transformers (it works among their patch tokens)"
+    return f"{tasks}, on any image tower"
+
+
+def changes(values: Mapping[str, Any]) -> str:
+    """Settings as they are written in ``config/``."""
+    if not values:
+        return "nothing: the defaults"
+    flow = yaml.safe_dump(values, default_flow_style=True, sort_keys=False, width=10**6)
+    return code(flow.strip().strip("{}"))
+
+
+def table(header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> Iterator[str]:
+    """A Markdown table and an empty line."""
+    for row in (header, ("---",) * len(header), *rows):
+        yield f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |"
+    yield ""
+
+
+def code(text: str) -> str:
+    return f"`{text}`"
+
+
+def escape(text: str) -> str:
+    """``text`` with what Markdown would take for markup escaped, code spans apart."""
+    return re.sub(r"(`+[^`]*`+)|([*<])", lambda m: m[1] or f"\\{m[2]}", text)
+
+
+def anchor(title: str) -> str:
+    """The fragment GitHub gives a heading."""
+    return re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-")

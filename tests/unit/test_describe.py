@@ -1,0 +1,119 @@
+"""What the method files say of themselves is complete and true, and the docs repeat it."""
+
+from __future__ import annotations
+
+import copy
+import re
+
+import pytest
+import torch
+
+from pedbench import describe, registry
+from pedbench.cli import main
+from pedbench.contracts import Attribute, PedbenchError, Task
+from pedbench.nn.backbone import shape_only
+
+RAP = 51  # attributes of RAPv1, for which the headers count parameters
+COUNT = re.compile(r"([\d,]+) at (ViT-B/16|ViT-L/14)")
+
+
+@pytest.mark.parametrize("name", registry.methods())
+def test_every_method_opens_alike(name):
+    header = registry.header(name)
+    assert list(header) == list(registry.HEADER), "keywords of the docstring, in this order"
+    assert all(header.values())
+    assert re.match(rf"snakemake .*'methods=\[.*{name}", header["Run"])
+    assert describe.about(name), "the first line is 'Name: what it is'"
+
+
+@pytest.fixture(scope="module")
+def towers():
+    return {name: shape_only(name.replace("/", "-")) for name in ("ViT-B/16", "ViT-L/14")}
+
+
+@pytest.mark.parametrize("name", registry.methods())
+def test_parameters_of_the_header_are_those_that_train(name, towers):
+    """The first count of each tower is the default's."""
+    attributes = tuple(Attribute(f"a{i}", "whole", f"with {i}", f"no {i}") for i in range(RAP))
+    task = Task("par", attributes, (0.5,) * RAP)
+    stated = COUNT.findall(registry.header(name)["Parameters"])
+    counted = {}
+    for tower, backbone in towers.items():
+        backbone = copy.deepcopy(backbone)  # methods change it
+        with torch.device("meta"):
+            model = registry.load_method(name)(registry.load_params(name, {})).build(backbone, task)
+        trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        counted[tower] = f"{trained:,}"
+    assert {tower: count for count, tower in reversed(stated)} == counted
+
+
+def test_the_pages_are_what_the_files_say(capsys):
+    assert main(["docs", "--check"]) == 0, capsys.readouterr().err
+
+
+@pytest.fixture
+def pages(tmp_path):
+    """A copy of the generated pages and of their numbers, to be spoiled."""
+    for name in (*describe.WITH_RESULTS, describe.METHODS, describe.RESULTS):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text((describe.ROOT / name).read_text())
+    describe.write_pages(tmp_path)
+    return tmp_path
+
+
+def test_drift_is_refused_by_name_and_mended(pages):
+    describe.check_pages(pages)
+    for page, old, new in (
+        (describe.METHODS, "learning rate", "speed of learning"),
+        ("README.md", "| Linear probe | ", "| Linear probe | 1"),
+    ):
+        text = (pages / page).read_text()
+        (pages / page).write_text(text.replace(old, new))
+        with pytest.raises(PedbenchError, match=f"^{page}: .*run 'pedbench docs'"):
+            describe.check_pages(pages)
+        assert describe.write_pages(pages) == [page]
+        assert (pages / page).read_text() == text
+    (pages / describe.METHODS).unlink()
+    assert describe.write_pages(pages) == [describe.METHODS]
+
+
+def test_new_numbers_reach_every_page(pages):
+    file = pages / describe.RESULTS
+    old = describe.read_results(file).query("method == 'linear_probe'")["mean"].iloc[0]
+    file.write_text(file.read_text().replace(f",{old:.4f},", ",12.3456,"))
+    assert set(describe.write_pages(pages)) == {*describe.WITH_RESULTS, describe.METHODS}
+    assert all("12.35" in (pages / page).read_text() for page in describe.WITH_RESULTS)
+
+
+TABLE = """\
+dataset,split,method,variant,name,metric,mean,sd,seeds,mark
+a,{split},linear_probe,default,Linear probe,mA,70.12345,0.5,3,
+a,{split},linear_probe,default,Linear probe,Acc,60.0,0.5,3,
+a,{split},linear_probe,default,Linear probe,F1 (instance),65.0,0.5,3,
+a,{split},zero_shot,default,Zero-shot CLIP,mA,60.0,,1,↓
+"""
+
+
+def test_numbers_are_kept_from_a_plans_tables(tmp_path):
+    with pytest.raises(PedbenchError, match="no tables/standard.csv in it; run the plan first"):
+        describe.copy_results(tmp_path)
+    (tmp_path / "tables").mkdir()
+    for split in ("standard", "zero_shot"):
+        (tmp_path / "tables" / f"{split}.csv").write_text(TABLE.format(split=split))
+    out = tmp_path / "kept.csv"
+    describe.copy_results(tmp_path, out)
+    lines = out.read_text().splitlines()
+    assert lines[:2] == [
+        "dataset,split,method,variant,metric,mean,sd,seeds,mark",
+        "a,standard,linear_probe,default,mA,70.1235,0.5000,3,",
+    ]
+    assert len(lines) == 1 + 2 * 3 and ",Acc," not in out.read_text()
+    shown = describe.fill(
+        "x\n<!-- generated: results a -->\n<!-- end -->\ny", describe.read_results(out)
+    )
+    assert "| Zero-shot CLIP | <u>60.00↓</u> | – | <u>60.00↓</u> | – |" in shown
+    assert "| Linear probe | **70.12 ± 0.50** | **65.00 ± 0.50** |" in shown
+    assert shown.startswith("x\n<!-- generated: results a -->\n\n| Method | a/standard mA |")
+    assert shown.endswith("\n\n<!-- end -->\ny")
+    with pytest.raises(PedbenchError, match="no numbers of b, which a page shows"):
+        describe.fill(shown.replace("results a", "results b"), describe.read_results(out))
