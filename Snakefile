@@ -5,8 +5,8 @@
 # The config is named by profiles/default (another one: --configfile config/smoke.yaml).
 
 import json
-import re
 import os
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -18,9 +18,9 @@ from pedbench.contracts import PedbenchError
 from pedbench.devices import visible_gpus
 from pedbench.estimate import describe
 from pedbench.files import digest
-from pedbench.tune import tuned
 from pedbench.plan import check_results_folder, config_source, lost, make_plan
 from pedbench.runs import refusal
+from pedbench.tune import tuned
 
 min_version("9.0")
 

@@ -7,3 +7,11 @@ def markers_of_runs(wildcards):
     if workflow.is_main_process:
         workflow.dag.forcefiles |= lost(PLAN)
     return [batch.marker for batch in PLAN.batches]
+
+
+def to_tune():
+    """Method -> the experiment that is tuned."""
+    try:
+        return tuned(PLAN)
+    except PedbenchError as error:
+        raise WorkflowError(str(error)) from None

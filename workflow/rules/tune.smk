@@ -1,13 +1,6 @@
 # Equal tuning budgets: one job per method of the plan, then the preset of all of them.
 
 
-def to_tune():
-    try:
-        return tuned(PLAN)
-    except PedbenchError as error:
-        raise WorkflowError(str(error)) from None
-
-
 rule tune:
     input:
         f"{RESULTS}/tuned/equal_budget.json",
