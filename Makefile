@@ -1,4 +1,4 @@
-# make tables | smoke | test | test-system | install | pretrain | clean
+# make tables | smoke | test | test-system | install | pretrain | tune | clean
 PYTHON ?= python3
 CORES ?= all
 VENV := .venv
@@ -7,7 +7,7 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := true
 
-.PHONY: tables smoke pretrain install test test-system check clean
+.PHONY: tables smoke pretrain tune install test test-system check clean
 
 tables: install
 	snakemake --cores $(CORES) results/tables
@@ -17,6 +17,9 @@ smoke: install
 
 pretrain: install
 	snakemake --cores $(CORES) pretrain
+
+tune: install
+	snakemake --cores $(CORES) tune --configfile config/tune.yaml
 
 install: $(READY)
 

@@ -63,8 +63,11 @@ include: "workflow/rules/tune.smk"
 onstart:
     todo = workflow.dag.needrun_jobs()
     markers = [str(job.output[0]) for job in todo if job.rule.name == "train"]
+    tuning = [
+        to_tune()[job.wildcards.method] for job in todo if job.rule.name == "trials"
+    ]
     print(
-        describe(PLAN, workflow.resource_settings.cores or 1, markers),
+        describe(PLAN, workflow.resource_settings.cores or 1, markers, tuning),
         file=sys.stderr,
     )
 

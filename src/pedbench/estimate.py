@@ -8,39 +8,53 @@ from typing import Any
 
 from pedbench import registry
 from pedbench.config import plain, read_yaml
-from pedbench.plan import Batch, Plan
+from pedbench.plan import Experiment, Plan
 
 TIMINGS = "config/timings.yaml"
 
 
-def estimate(plan: Plan, cores: int, markers: Collection[str]) -> float:
-    """Minutes that the jobs writing ``markers``, and all that follows them, will take."""
+def estimate(
+    plan: Plan, cores: int, markers: Collection[str], tuned: Collection[Experiment] = ()
+) -> float:
+    """Minutes that tuning ``tuned``, the jobs writing ``markers``, and all that follows them,
+    will take."""
     timings = read_yaml(TIMINGS)
-    batches = [batch for batch in plan.batches if batch.marker in markers]
-    slots = max(1, min(cores // plan.config["threads_per_job"], len(batches)))
-    seconds = sum(_seconds(plan, batch, timings) for batch in batches)
+    jobs = [(b.experiment, len(b.seeds)) for b in plan.batches if b.marker in markers]
+    jobs += [(experiment, _trainings(plan, experiment)) for experiment in tuned]
+    slots = max(1, min(cores // plan.config["threads_per_job"], len(jobs)))
+    seconds = sum(_seconds(plan, *job, timings) for job in jobs)
     return (seconds / slots + timings["seconds_of_the_rest"]) / 60
 
 
-def describe(plan: Plan, cores: int, markers: Collection[str]) -> str:
+def describe(
+    plan: Plan, cores: int, markers: Collection[str], tuned: Collection[Experiment] = ()
+) -> str:
     """The announcement before a start: what runs, how long it takes, what was left out.
 
-    ``markers`` are those of the training jobs that must run.
+    ``markers`` are those of the training jobs that must run, ``tuned`` what must be tuned.
     """
     config, runs = plan.config, sum(len(experiment.seeds) for experiment in plan.experiments)
-    minutes = math.ceil(estimate(plan, cores, markers))
+    minutes = math.ceil(estimate(plan, cores, markers, tuned))
+    jobs = f"{len(markers)} of {len(plan.batches)} training jobs to run"
+    if tuned:
+        jobs = f"{len(tuned)} methods to tune, {config['trials']} trials each"
     lines = (
         f"protocol {config['protocol']}, backbone {config['backbone']}, "
         f"{len(plan.experiments)} experiments, {runs} runs",
-        f"{len(markers)} of {len(plan.batches)} training jobs to run, "
-        f"about {minutes} min on {cores} cores",
+        f"{jobs}, about {minutes} min on {cores} cores",
         *plan.notes,
     )
     return "\n".join(f"pedbench: {line}" for line in lines)
 
 
-def _seconds(plan: Plan, batch: Batch, timings: Mapping[str, Any]) -> float:
-    experiment, rates = batch.experiment, timings["images_per_second"]
+def _trainings(plan: Plan, experiment: Experiment) -> int:
+    return plan.config["trials"] * len(experiment.seeds)
+
+
+def _seconds(
+    plan: Plan, experiment: Experiment, trainings: int, timings: Mapping[str, Any]
+) -> float:
+    rates = timings["images_per_second"]
     if not registry.trains(experiment.method):
         return timings["seconds_per_job"]
     options = plan.sources[experiment.dataset].options
@@ -48,4 +62,4 @@ def _seconds(plan: Plan, batch: Batch, timings: Mapping[str, Any]) -> float:
     images = counts.get(experiment.split, {}).get("train", 0)
     epochs = plain(experiment.spec["protocol"])["epochs"]
     rate = rates.get(experiment.method, rates["other"])
-    return timings["seconds_per_job"] + len(batch.seeds) * epochs * images / rate
+    return timings["seconds_per_job"] + trainings * epochs * images / rate

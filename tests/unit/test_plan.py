@@ -262,6 +262,14 @@ def test_estimate_counts_jobs_and_cores():
     assert "2 of 14 training jobs to run, about " in describe(plan, 2, every[:2])
 
 
+def test_estimate_counts_trials():
+    plan = make_plan({**CONFIG, "seeds": [0], "trials": 16})
+    tuned = [plan.experiment("synthetic_a", "standard", "promptpar", "global_deep")]
+    once = f"{tuned[0].folder}/seeds0.done.json"
+    assert estimate(plan, 1, [], tuned) > 4 * estimate(plan, 1, [once])
+    assert "1 methods to tune, 16 trials each, about " in describe(plan, 1, [], tuned)
+
+
 def test_results_folder_that_is_a_file_is_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     check_results_folder("results/deep")
