@@ -18,11 +18,16 @@ from pedbench.files import write_atomic
 from pedbench.manifest import Manifest
 from pedbench.nn.backbone import Backbone
 
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
 
 def normalisation(backbone: Backbone, protocol: Protocol):
-    """(mean, std) per channel: the backbone's own, or 0.5 as PromptPAR's and VTB's code use."""
+    """(mean, std) per channel: the backbone's own, 0.5 as PromptPAR's and VTB's code use, or
+    those of ImageNet."""
     if protocol.normalisation == "half":
         return (0.5,) * 3, (0.5,) * 3
+    if protocol.normalisation == "imagenet":
+        return IMAGENET_MEAN, IMAGENET_STD
     return backbone.mean, backbone.std
 
 

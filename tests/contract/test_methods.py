@@ -35,6 +35,7 @@ INERT = {
     "full_finetune": ("attn.k_proj.bias", "visual.ln_post.bias"),
     "promptpar": ("fusion.linear.bias", "fusion.norm.bias", "head.bias"),
     "promptpar/released_code": ("text_prompts",),
+    "vtb": ("attn.k_proj.bias", "fusion.norm.bias", "head.bias"),
 }
 
 TRAINING_FREE = "training-free: sets itself from the training images"

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from pedbench.contracts import PedbenchError
 from pedbench.nn.backbone import Backbone
 from pedbench.nn.blocks import Attention, split_qkv, step
+from pedbench.nn.pretrained import imagenet_model
 
 IMAGENET_VIT = "vit_base_patch16_224.orig_in21k_ft_in1k"  # timm's name of the authors' weights
 MMInit = Literal["imagenet", "clip_last_block", "random"]
@@ -26,13 +27,11 @@ class MMFormer(nn.Module):
 
     def __init__(self, blocks: list[Any], norm: nn.LayerNorm, drop_path: float = 0.0) -> None:
         super().__init__()
-        from timm.layers.drop import DropPath
-
         self.blocks = nn.ModuleList(blocks)
         self.norm = norm
         self.width = norm.normalized_shape[0]
         for block in blocks:
-            block.ls_1, block.ls_2 = DropPath(drop_path), DropPath(drop_path)
+            stochastic_depth(block, drop_path)
 
     def forward(self, text: Tensor, visual: Tensor) -> Tensor:
         x = torch.cat([text, visual], dim=1)
@@ -40,6 +39,13 @@ class MMFormer(nn.Module):
             x = step(block, x)
         attributes = torch.arange(text.shape[1], device=x.device)
         return self.norm(step(self.blocks[-1], x, read=attributes))
+
+
+def stochastic_depth(block: Any, rate: float) -> None:
+    """In training, leave each branch of open_clip's ``block`` out with probability ``rate``."""
+    from timm.layers.drop import DropPath
+
+    block.ls_1, block.ls_2 = DropPath(rate), DropPath(rate)
 
 
 class TokenMLP(nn.Module):
@@ -96,17 +102,23 @@ def mm_former(
     if init == "random":
         blocks = [_vit_block(width, heads) for _ in range(layers)]
         return MMFormer(blocks, nn.LayerNorm(width, eps=1e-6), drop_path)
-    vit = _imagenet_vit()
+    vit = imagenet_model(
+        IMAGENET_VIT,
+        "set mm_init to 'clip_last_block' (blocks of the backbone itself) or 'random'",
+    )
     _check_layers(layers, len(vit.blocks), IMAGENET_VIT)
-    blocks = []
-    for source in vit.blocks[-layers:]:
-        block = _vit_block(vit.embed_dim, source.attn.num_heads)
-        load_vit_block(block, source.state_dict())
-        blocks.append(block)
+    blocks = [converted(block) for block in vit.blocks[-layers:]]
     return MMFormer(blocks, vit.norm.requires_grad_(True), drop_path)
 
 
-_TIMM_NAMES = {
+def converted(block: Any) -> nn.Module:
+    """A block of timm's ViT as one of an `MMFormer`, frozen."""
+    own = _vit_block(block.norm1.normalized_shape[0], block.attn.num_heads)
+    load_vit_block(own, block.state_dict())
+    return own
+
+
+TIMM_NAMES = {
     "norm1.": "ln_1.",
     "norm2.": "ln_2.",
     "attn.qkv.": "attn.in_proj_",
@@ -120,8 +132,8 @@ def load_vit_block(block: nn.Module, state: dict[str, Tensor]) -> None:
     """Load the weights of one ViT block, named as in timm, into a block of an `MMFormer`."""
     renamed = {}
     for name, tensor in state.items():
-        prefix = next(p for p in _TIMM_NAMES if name.startswith(p))
-        renamed[_TIMM_NAMES[prefix] + name.removeprefix(prefix)] = tensor
+        prefix = next(p for p in TIMM_NAMES if name.startswith(p))
+        renamed[TIMM_NAMES[prefix] + name.removeprefix(prefix)] = tensor
     block.load_state_dict(split_qkv(renamed))
 
 
@@ -140,17 +152,3 @@ def _check_layers(wanted: int, there: int, source: str) -> None:
         raise PedbenchError(
             f"mm_layers = {wanted}, but {source} has {there} blocks: use 1 to {there}"
         )
-
-
-def _imagenet_vit() -> Any:
-    import timm
-
-    try:
-        return timm.create_model(IMAGENET_VIT, pretrained=True)
-    except Exception as error:  # timm, hub and torch each raise their own
-        raise PedbenchError(
-            f"mm_init 'imagenet' needs the weights {IMAGENET_VIT}, which are neither in timm's "
-            f"cache nor could they be downloaded ({error}): connect once, copy the Hugging Face "
-            "cache of a machine that has them, or set mm_init to 'clip_last_block' (blocks of the "
-            "backbone itself) or 'random'"
-        ) from error
