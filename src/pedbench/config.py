@@ -36,7 +36,7 @@ class Protocol:
     name: str  # of the file
     version: str  # raised whenever the protocol's meaning changes, which invalidates all runs
     resize: Literal["pad_square", "stretch"]  # black padding to a square, or plain resizing
-    normalisation: Literal["half", "clip"]  # mean and deviation 0.5, or CLIP's own
+    normalisation: Literal["half", "clip", "imagenet"]  # mean and deviation: 0.5, or whose
     flip: bool  # mirror a training image with probability 1/2
     crop_padding: int  # black border in pixels before the random crop in training; 0: no crop
     optimiser: Literal["sgd", "adamw"]  # update rule
