@@ -78,7 +78,7 @@ def test_checked_fits(annotation, value, fitted):
         ("tuple[float, float]", [1.0], r"\[1.0\] is not tuple"),
         ("tuple[int, ...]", 3, "3 is not tuple"),
         ("dict[str, Any]", [1], r"\[1\] is not dict"),
-        ("dict[str, Any]", {1: 2}, "is not dict"),
+        ("dict[str, Any]", {1: 2}, "{1: 2} is not dict"),
     ],
 )
 def test_checked_refuses(annotation, value, message):
