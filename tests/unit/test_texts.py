@@ -92,6 +92,16 @@ def test_class_specific_tokens_in_the_middle(backbone, pack_size):
     torch.testing.assert_close(PackedTexts(backbone, rows)(context), wanted, **CLOSE)
 
 
+def test_what_texts_begin_with_is_computed_once(backbone):
+    rows = sequences(backbone, [learned(0)])
+    rows += rows[:1]
+    packed = PackedTexts(backbone, rows)
+    (pack,) = packed.packs
+    assert len(pack.fixed) == len({tuple(row[:n]) for row in rows for n in range(1, 1 + len(row))})
+    features = packed(torch.randn(1, backbone.text_width))
+    assert torch.equal(features[0], features[-1])
+
+
 def test_a_text_longer_than_the_context_is_refused(backbone):
     with pytest.raises(PedbenchError, match="fewer context tokens"):
         PackedTexts(backbone, sequences(backbone, [learned(k) for k in range(40)]))

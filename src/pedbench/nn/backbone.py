@@ -281,7 +281,9 @@ def _rows(
     """The rows of ``mask`` that belong to the tokens which come out of a layer."""
     if mask is None or (prompts is None and read is None):
         return mask
-    return mask[own] if read is None else mask[own[read]].unsqueeze(-3)
+    if read is None or read.ndim == 1:
+        return mask[own if read is None else own[read]]
+    return mask[own[read]].unsqueeze(1)  # of all heads
 
 
 def _resize_positions(visual: Any, image_size: int | tuple[int, int]) -> None:

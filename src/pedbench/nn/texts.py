@@ -20,7 +20,7 @@ from pedbench.nn.tokenizer import Tokenizer
 
 ClassPosition = Literal["end", "middle", "front"]
 
-_PACK = 256  # tokens of a pack; longer ones spend more on attention than sharing saves
+_PACK = 128  # tokens of a pack; longer ones spend more on attention than sharing saves
 
 
 def learned(index: int) -> int:
@@ -59,7 +59,8 @@ class ContextTexts(nn.Module):
     set K, or from N(0, 0.02) with K = ``length``. ``forward(shift (B, Wt)) -> (B, T, E)`` adds one
     vector per image to all of it.
 
-    Raises PedbenchError for words the backbone does not know and for texts it cannot hold.
+    Raises PedbenchError without words and length, for words the backbone does not know and for
+    texts it cannot hold.
     """
 
     def __init__(
@@ -72,6 +73,10 @@ class ContextTexts(nn.Module):
         class_specific: bool = False,
     ) -> None:
         super().__init__()
+        if not words and length < 1:
+            raise PedbenchError(
+                f"context_length {length}: without context_init, give it at least one vector"
+            )
         copies = (len(names),) if class_specific else ()
         if words:
             ids = torch.tensor(backbone.tokenizer.encode(words))
@@ -111,7 +116,8 @@ class PackedTexts(nn.Module):
                 f"a text takes {longest} tokens with its context, {backbone.name} reads "
                 f"{backbone.context_length}: use fewer context tokens or shorter phrases"
             )
-        alike = sorted(range(len(sequences)), key=lambda i: sequences[i])  # share most in a pack
+        # neighbours in this order share most
+        alike = sorted(range(len(sequences)), key=lambda i: tuple(sequences[i]))
         trees = [_Tree()]
         for i in alike:
             if trees[-1].ends and trees[-1].size_with(sequences[i]) > _PACK:
@@ -183,9 +189,8 @@ class _Pack(nn.Module):
         seen = torch.zeros(size, size, dtype=torch.bool)
         for node, branch in enumerate(tree.branches):
             seen[node, branch] = True
-        row = torch.tensor([0, *[0] * prompts, *range(1, size)])  # prompts are seen like the start
+        row = torch.tensor([0, *[0] * prompts, *range(1, size)])  # prompts: as the start
         mask = torch.zeros(len(row), len(row)).masked_fill(~seen[:, row][row], -torch.inf)
-        mask[1 : 1 + prompts, 1 : 1 + prompts] = 0.0
         self.prompts = prompts
         for name, value in {
             "fixed": fixed,
