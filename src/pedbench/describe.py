@@ -24,6 +24,7 @@ RESULTS = "resources/embedded_results.csv"
 Cells = dict[tuple[str, str], Cell]  # (method, variant) -> cell of one column
 METHODS = "docs/methods.md"
 WITH_RESULTS = ("README.md", "docs/embedded-default.md")  # between these two lines:
+BAR = "\\|"  # in a cell
 BLOCK = re.compile(r"(<!-- generated: results(?: (\w+))? -->\n).*?(<!-- end -->)", re.DOTALL)
 
 INTRODUCTION = f"""\
@@ -167,13 +168,18 @@ def hyperparameters(name: str) -> Iterator[str]:
     space = registry.read_search(name)
     header = ("Hyperparameter", "Type", "Default", "Meaning")
     rows = [
-        (code(key), code(field.annotation), code(repr(field.default)), escape(field.doc))
+        (code(key), code(kind(field.annotation)), code(repr(field.default)), escape(field.doc))
         for key, field in registry.read_params(name).items()
     ]
     if not space:
         return table(header, rows)
     searched = [in_words(space.get(key)) for key in registry.read_params(name)]
     return table((*header, "Tuned over"), zip(*zip(*rows, strict=True), searched, strict=True))
+
+
+def kind(annotation: str) -> str:
+    """A type as readers know it: the choices of a Literal by themselves."""
+    return re.sub(r"^Literal\[(.*?)\]", r"\1", annotation)
 
 
 def in_words(space: tuple[float, float] | list[Any] | None) -> str:
@@ -208,13 +214,13 @@ def changes(values: Mapping[str, Any]) -> str:
     if not values:
         return "nothing: the defaults"
     flow = yaml.safe_dump(values, default_flow_style=True, sort_keys=False, width=10**6)
-    return code(flow.strip().strip("{}"))
+    return code(flow.strip()[1:-1])
 
 
 def table(header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> Iterator[str]:
     """A Markdown table and an empty line."""
     for row in (header, ("---",) * len(header), *rows):
-        yield f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |"
+        yield f"| {' | '.join(cell.replace('|', BAR) for cell in row)} |"
     yield ""
 
 

@@ -117,3 +117,26 @@ def test_numbers_are_kept_from_a_plans_tables(tmp_path):
     assert shown.endswith("\n\n<!-- end -->\ny")
     with pytest.raises(PedbenchError, match="no numbers of b, which a page shows"):
         describe.fill(shown.replace("results a", "results b"), describe.read_results(out))
+
+
+@pytest.mark.parametrize(
+    ("make", "given", "shown"),
+    [
+        (describe.changes, {}, "nothing: the defaults"),
+        (describe.changes, {"a": True, "b": {"r": 8}}, "`a: true, b: {r: 8}`"),
+        (describe.kind, "Literal['a', 'b'] | None", "'a', 'b' | None"),
+        (describe.kind, "tuple[Literal['q'], ...]", "tuple[Literal['q'], ...]"),
+        (describe.in_words, (0.0001, 10.0), "0.0001 to 10"),
+        (describe.in_words, [2, 4], "`2`, `4`"),
+        (describe.in_words, None, ""),
+        (describe.escape, "VTB* and `a * b` <x>", "VTB\\* and `a * b` \\<x>"),
+        (describe.anchor, "Tip-Adapter(-F) so_so", "tip-adapter-f-so_so"),
+    ],
+)
+def test_words_of_the_page(make, given, shown):
+    assert make(given) == shown
+
+
+def test_cells_with_a_bar_stay_one_cell():
+    rows = [*describe.table(("a", "b"), [("int | None", "x")])]
+    assert rows == ["| a | b |", "| --- | --- |", "| int \\| None | x |", ""]
