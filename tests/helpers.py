@@ -45,7 +45,10 @@ class FakeResults:
             for v in variants
         ]
         comparison = {"baseline": "linear_probe/default", "alpha": 0.05}
-        return {"experiments": experiments, "sweeps": [], "comparison": comparison}
+        presets = ["equal_budget"]
+        return {
+            "experiments": experiments, "presets": presets, "sweeps": [], "comparison": comparison,
+        }  # fmt: skip
 
 
 def fake_results(

@@ -19,6 +19,7 @@ from pedbench.files import explain_os_error, read_json, write_text
 from pedbench.results import display_name, headline
 from pedbench.runs import refusal
 from pedbench.stats import ALL_PAIRS, INTERVALS, VS_BASELINE, read_stats
+from pedbench.tune import PRESET, tuning_markdown
 
 Experiment = Mapping[str, Any]  # dataset, split, method, variant, seeds, folder
 ROW = ["dataset", "split", "method", "variant"]
@@ -31,6 +32,7 @@ SELECTION = {
     "last_epoch": "weights of the last epoch",
     "best_val_mA": "weights of the epoch with the best validation mA",
 }
+TUNING = "tuning.md"
 ABSENT, BETTER, WORSE = "–", "↑", "↓"
 IN_WORDS = {
     "stretch": "stretch (native 2:1 input)",
@@ -118,6 +120,8 @@ def write_tables(
     write_text(out / "attributes.csv", attributes_csv(scores))
     for name in (INTERVALS, VS_BASELINE, ALL_PAIRS):
         write_text(out / name, (stats / name).read_text(encoding="utf-8"))
+    if PRESET in plan["presets"]:
+        write_text(out / TUNING, tuning_markdown())
     write_text(out / "index.md", index(tables, sorted(figures.glob("*.png")), out))
 
 
@@ -335,6 +339,8 @@ def index(tables: Sequence[Table], pictures: Sequence[Path], out: Path) -> str:
         f"- [{INTERVALS}]({INTERVALS}): confidence intervals\n"
         "- [attributes.csv](attributes.csv): metrics of each attribute\n"
     )
+    if (out / TUNING).exists():
+        parts.append(f"- [{TUNING}]({TUNING}): how each method was tuned, over which space\n")
     if pictures:
         parts.append("## Figures\n")
         parts += [f"![{p.stem}]({os.path.relpath(p, out)})\n" for p in pictures]

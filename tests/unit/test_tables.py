@@ -164,7 +164,7 @@ def test_attributes_and_index(tables):
     attributes = pd.read_csv(tables / "tables" / "attributes.csv")
     assert set(attributes["attribute"]) == {"hat", "bag", "a_b"}
     index = (tables / "tables" / "index.md").read_text()
-    assert "](../figures/curve.png)" in index
+    assert "](../figures/curve.png)" in index and "](tuning.md)" in index
     links = re.findall(r"\]\(([^)]+)\)", index)
     assert all((tables / "tables" / link).exists() for link in links)
 
