@@ -1,4 +1,4 @@
-"""Any tuner of the peft library, named in the configuration.
+"""PEFT: any tuner of the peft library, named in the configuration.
 
 Paper: of the default, Liu et al., "Few-Shot Parameter-Efficient Fine-Tuning is Better and Cheaper
 than In-Context Learning" (IA3), NeurIPS 2022; each variant's is in the BibTeX of this file.

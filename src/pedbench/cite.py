@@ -35,14 +35,15 @@ def in_config(path: Path) -> Compared:
 
 def in_table(path: Path) -> Compared:
     """What stands in a CSV of ``results/tables``. Raises PedbenchError if it is none."""
-    with path.open(newline="", encoding="utf-8") as stream:
-        rows = csv.DictReader(stream)
-        if not {"method", "dataset"} <= set(rows.fieldnames or ()):
-            raise PedbenchError(
-                f"{path}: has no columns 'method' and 'dataset'; give a CSV of results/tables, "
-                "for instance results/tables/standard.csv"
-            )
+    try:
+        rows = list(csv.DictReader(path.read_text(encoding="utf-8").splitlines()))
         named = [(row["method"], row["dataset"]) for row in rows]
+    except (OSError, UnicodeDecodeError, KeyError) as error:
+        reason = f"no column {error}" if isinstance(error, KeyError) else str(error)
+        raise PedbenchError(
+            f"{path}: names no methods and datasets ({reason}); give a CSV of results/tables, for "
+            "instance results/tables/standard.csv"
+        ) from error
     return _unique(method for method, _ in named), _unique(dataset for _, dataset in named)
 
 

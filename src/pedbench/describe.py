@@ -21,21 +21,27 @@ from pedbench.tables import Cell, Table, ranked, to_markdown
 from pedbench.tune import tuning_markdown
 
 RESULTS = "resources/embedded_results.csv"
-Cells = dict[tuple[str, str], Cell]  # (method, variant) -> cell of one column
 METHODS = "docs/methods.md"
 WITH_RESULTS = ("README.md", "docs/embedded-default.md")  # between these two lines:
 BAR = "\\|"  # in a cell
 BLOCK = re.compile(r"(<!-- generated: results(?: (\w+))? -->\n).*?(<!-- end -->)", re.DOTALL)
 
+Cells = dict[tuple[str, str], Cell]  # one column: (method, variant) -> cell
+
 INTRODUCTION = f"""\
 # Methods
 
 `pedbench docs` writes this page from the files of `methods/`, `config/variants.yaml`,
-`config/presets/` and `{RESULTS}`; edit those. **Parameters** counts the
-scalars that train with the defaults. **Embedded default** is its release run on test images, in
-percent: mean ± standard deviation over the seeds (without ±: one run), ↑ ↓ significantly above or
-below its baseline; [embedded-default.md](embedded-default.md) says what it shows and what not.
-`pedbench cite` prints the BibTeX of what a plan or a table compares.
+`config/presets/` and `{RESULTS}`; edit those.
+
+- **Parameters** counts the scalars that train with the defaults.
+- **Published** figures are as printed; none of them was measured here.
+- **Embedded default** is the release run on its test images, in percent: mean ± standard deviation
+  over the seeds (without ±: one run), ↑ ↓ significantly above or below the baseline.
+  [embedded-default.md](embedded-default.md) says what it shows and what not.
+- `pedbench cite` prints the BibTeX of what a plan or a table compares.
+
+## Contents
 """
 CAPTION = (
     "Test images, in percent: mean ± standard deviation over the seeds; without ±: one run. Bold: "
@@ -93,7 +99,7 @@ def copy_results(results: Path, out: Path = ROOT / RESULTS) -> None:
 
 def read_results(file: Path) -> pd.DataFrame:
     """What `copy_results` wrote."""
-    return pd.read_csv(file).fillna({"mark": ""})
+    return pd.read_csv(file, dtype={"mark": str}).fillna({"mark": ""})
 
 
 def fill(text: str, results: pd.DataFrame) -> str:
@@ -122,10 +128,11 @@ def results_table(
         place = f"{row['dataset']}/{row['split']}", row["metric"]
         columns.setdefault(place, {})[variant] = cell
         variants[variant] = None
+    ranked_columns = {place: rank(cells) for place, cells in columns.items()}
     table = pd.DataFrame(
         {
-            place: [rank(cells).get(variant, Cell()) for variant in variants]
-            for place, cells in columns.items()
+            place: [cells.get(variant, Cell()) for variant in variants]
+            for place, cells in ranked_columns.items()
         },
         index=pd.MultiIndex.from_tuples(variants),
     )

@@ -61,8 +61,14 @@ def test_a_table_is_cited(tmp_path, capsys):
     shown = capsys.readouterr().out
     assert "@article{wang2024promptpar," in shown and "kumar2022" not in shown
     table.write_text("metric\nmA\n")
-    with pytest.raises(PedbenchError, match="standard.csv: has no columns 'method' and 'dataset'"):
-        cite.in_table(table)
+    for file, reason in (
+        (table, "no column 'method'"),
+        (tmp_path / "none.csv", "No such file"),
+        (tmp_path / "long.parquet", "can't decode"),
+    ):
+        (tmp_path / "long.parquet").write_bytes(b"PAR1\xff")
+        with pytest.raises(PedbenchError, match=f"{file.name}: names no .*{reason}.*give a CSV"):
+            cite.in_table(file)
 
 
 def test_a_file_that_states_nothing_is_named_not_refused(tmp_path, monkeypatch):
