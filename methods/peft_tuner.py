@@ -33,6 +33,7 @@ from pedbench.nn.tuners import (
     adapter_groups,
     classifier,
     peft_config,
+    require_gradients,
     unsupported,
 )
 
@@ -189,6 +190,8 @@ class Method(BaseMethod[Params]):
         return adapter_groups(model, self.params.lr, self.params.head_lr)
 
     def after_step(self, model: nn.Module, step: int, steps: int) -> None:
+        if step == 1:
+            require_gradients(model)
         if isinstance(model, Budgeted):
             model.budget.share_out(step, steps)
 
@@ -261,7 +264,7 @@ class RankBudget(nn.Module):
     def share_out(self, step: int, steps: int) -> None:
         """After optimiser step ``step`` of ``steps``; nothing while the adapters do not train."""
         adapters, values = self._adapters(), self._values()
-        if any(p.grad is None for p in adapters.values()):
+        if not all(p.requires_grad for p in adapters.values()):
             return
         self.config.total_step = steps
         self.config.tinit, self.config.tfinal = int(self.start * steps), int(self.end * steps)

@@ -6,14 +6,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from golden import Case, Tolerances, plain_task, tiny_backbone
+from golden import Case, Tolerances, tiny_backbone
 from torch import Tensor
 from torch.nn import functional as F
 
-from pedbench.contracts import Task
+from pedbench.contracts import Attribute, Task
 from pedbench.methods import lora
 from pedbench.nn.heads import ImageClassifier
 from pedbench.nn.texts import PackedTexts
+from pedbench.nn.tokenizer import Tokenizer
 
 TOLERANCES: dict[str, Tolerances] = {
     "cliplora": {
@@ -31,7 +32,7 @@ def our_name(released: str) -> str:
     return f"backbone.clip.{layer}.{FACTORS[factor]}"
 
 
-def load_lora(case: Case) -> tuple[lora.Method, ImageClassifier, Task]:
+def load_lora(case: Case) -> tuple[lora.Method, ImageClassifier]:
     """Our module with every tensor of the case in it."""
     config: dict[str, Any] = case.config
     params = lora.Params(
@@ -41,20 +42,25 @@ def load_lora(case: Case) -> tuple[lora.Method, ImageClassifier, Task]:
         targets=tuple(config["params"]),
         tower=config["encoder"],
         head="softmax",
+        template="a photo of a {}.",
     )
     clip = {n: case.tensor(f"param/clip.{n}") for n in case.names("param/clip.")}
-    ids, task = case.tensor("input/token_ids"), plain_task(len(config["classnames"]))
+    ids, vocabulary = case.tensor("input/token_ids"), case.arrays["input/vocab_ids"].tolist()
+    phrases = [name.replace("_", " ") for name in config["classnames"]]
+    named = tuple(Attribute(phrase, "whole", phrase, f"no {phrase}") for phrase in phrases)
+    task = Task("par", named, (0.5,) * len(named))
     geometry = {
         "embed_dim": config["embed"],
         "quick_gelu": True,
         "image_size": config["img"],
         "vision_layers": config["vl"],
         "text_layers": config["tl"],
-        "text_vocab": len(case.arrays["input/vocab_ids"]),
+        "text_vocab": len(vocabulary),
         "context_length": ids.shape[1],
     }
-    method = lora.Method(params)
-    model = method.build(tiny_backbone(config | geometry, clip, ids), task)
+    backbone, method = tiny_backbone(config | geometry, clip, ids), lora.Method(params)
+    backbone.tokenizer = Tokenizer(vocabulary)
+    model = method.build(backbone, task)
     assert isinstance(model, ImageClassifier)
     tensors = dict(model.named_parameters())
     factors = [n for n in case.names("param/") if not n.startswith("clip.")]
@@ -62,7 +68,7 @@ def load_lora(case: Case) -> tuple[lora.Method, ImageClassifier, Task]:
     with torch.no_grad():
         for name in factors:
             tensors[our_name(name)].copy_(case.tensor(f"param/{name}"))
-    return method, model, task
+    return method, model
 
 
 def step_loss(model: ImageClassifier, case: Case, step: int) -> tuple[Tensor, Tensor]:
@@ -73,7 +79,7 @@ def step_loss(model: ImageClassifier, case: Case, step: int) -> tuple[Tensor, Te
 def check_cliplora(case: Case) -> None:
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    _, model, _ = load_lora(case)
+    _, model = load_lora(case)
     images = case.tensor("input/image_step1")
     texts: Any = model.head.texts
     assert isinstance(texts, PackedTexts)
@@ -101,7 +107,7 @@ def check_cliplora(case: Case) -> None:
 def check_steps(case: Case) -> None:
     """The authors' optimiser at a constant rate."""
     config = case.config
-    method, model, _ = load_lora(case)
+    method, model = load_lora(case)
     optimiser = torch.optim.AdamW(
         [p for group in method.param_groups(model) for p in group["params"]],
         lr=config["lr"],

@@ -7,16 +7,17 @@ from collections.abc import Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any, Literal
 
+import torch
 from torch import nn
 
 from pedbench.contracts import PedbenchError, Task
 from pedbench.nn.backbone import Backbone
 from pedbench.nn.heads import (
-    FixedTexts,
+    HeadKind,
     ImageClassifier,
-    LinearHead,
     Similarity,
     TextHead,
+    image_head,
     softmax_reason,
 )
 from pedbench.nn.sentences import attribute_sentences
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from peft.tuners.tuners_utils import BaseTuner
 
 Tower = Literal["visual", "text", "both"]
-Head = Literal["pair", "sigmoid", "softmax", "linear"]
 
 ADAPTER = "default"  # peft's name of a model's only adapter
 LAYERS = {
@@ -106,7 +106,8 @@ def adapt(
     if hasattr(config, "feedforward_modules"):  # IA3 rescales what enters these, not what leaves
         chosen.feedforward_modules = layer_pattern(tower, [t for t in targets if t == "proj"])
     try:
-        with warnings.catch_warnings():
+        # peft looks at the values it makes, which a model that is only counted does not have
+        with torch.device("cpu"), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Unsupported layer type|Failed to load|Setting boft")
             return PEFT_TYPE_TO_TUNER_MAPPING[chosen.peft_type](backbone.clip, config, ADAPTER)
     except (ValueError, TypeError, RuntimeError, AssertionError, NotImplementedError) as error:
@@ -125,7 +126,7 @@ def layer_pattern(tower: Tower, targets: Sequence[str]) -> str:
     return "|".join(names) or "(?!)"
 
 
-def unsupported(backbone: Backbone, task: Task, tower: Tower, head: Head) -> str | None:
+def unsupported(backbone: Backbone, task: Task, tower: Tower, head: HeadKind) -> str | None:
     """Why this tower and head cannot be tuned, or None: for `BaseMethod.supports`."""
     if tower != "text" and not backbone.tokens:
         return (
@@ -138,18 +139,16 @@ def unsupported(backbone: Backbone, task: Task, tower: Tower, head: Head) -> str
 
 
 def classifier(
-    backbone: Backbone, task: Task, tower: Tower, head: Head, template: str
+    backbone: Backbone, task: Task, tower: Tower, head: HeadKind, template: str
 ) -> ImageClassifier:
     """Image features against a head. Texts of an adapted tower are computed at every step, others
     once; with an image tower that does not train, the engine caches the image features."""
-    if head == "linear":
-        return ImageClassifier(backbone, LinearHead(backbone.embed_dim, len(task.attributes)))
+    if tower == "visual" or head == "linear":
+        return ImageClassifier(backbone, image_head(head, backbone, task, template))
+    texts = attribute_sentences(task.attributes, template, absence=head == "pair")
+    tokenizer = backbone.tokenizer
+    ids = [[tokenizer.sot, *tokenizer.encode(text), tokenizer.eot] for text in texts]
     similarity = Similarity(head, backbone, len(task.attributes))
-    sentences = attribute_sentences(task.attributes, template, absence=head == "pair")
-    if tower == "visual":
-        return ImageClassifier(backbone, TextHead(FixedTexts(backbone, sentences), similarity))
-    rows = backbone.tokenizer(sentences)
-    ids = [row[: int(row.argmax()) + 1].tolist() for row in rows]
     return ImageClassifier(backbone, TextHead(PackedTexts(backbone, ids), similarity))
 
 
@@ -164,3 +163,15 @@ def adapter_groups(model: nn.Module, lr: float, head_lr: float) -> list[dict[str
         {"name": "head", "params": head, "lr": head_lr},
     ]
     return [group for group in groups if group["params"]]
+
+
+def require_gradients(model: nn.Module) -> None:
+    """Raises PedbenchError naming the adapters that the loss does not reach: peft attaches them
+    without a word where a module reads a layer's weight instead of calling the layer."""
+    named = model.named_parameters()
+    without = [name for name, p in named if p.requires_grad and p.grad is None]
+    if without:
+        raise PedbenchError(
+            f"{len(without)} trained tensors have no gradient after the first step, "
+            f"{without[0]} among them: leave their layers out of targets"
+        )
