@@ -335,13 +335,10 @@ def cached_stem(
 ) -> Stem | None:
     """Features of the frozen stem, computed once for each view (plain, mirrored).
 
-    None unless only ``model.head`` trains and the augmentation has few enough views. The choice
-    of views draws the same random numbers as :func:`pedbench.data.augment`.
+    None if anything in the stem trains or the augmentation has too many views. The choice of
+    views draws the same random numbers as :func:`pedbench.data.augment`.
     """
-    if not hasattr(model, "stem") or protocol.crop_padding:
-        return None
-    head = {id(p) for p in model.head.parameters()}  # type: ignore[union-attr]
-    if any(p.requires_grad and id(p) not in head for p in model.parameters()):
+    if not hasattr(model, "stem") or protocol.crop_padding or stem_trains(model, data, accelerator):
         return None
     views = [stem_features(model, data, protocol, accelerator, mirrored=False)]
     if protocol.flip:
@@ -355,6 +352,17 @@ def cached_stem(
         return stacked[mirrored.long(), positions]
 
     return pick
+
+
+def stem_trains(model: nn.Module, data: TrainingSet, accelerator: Accelerator) -> bool:
+    """Whether features of an image depend on a trained parameter. Where parameters are registered
+    does not tell: a head that computes texts holds the backbone, image tower included."""
+    training = model.training
+    model.eval()
+    picture = data.images[torch.tensor([0])].to(accelerator.device)
+    features = model.stem(normalise(picture, data.mean, data.std))  # type: ignore[operator]
+    model.train(training)
+    return features.requires_grad
 
 
 def stem_features(

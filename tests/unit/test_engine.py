@@ -136,6 +136,14 @@ def test_cached_stem_equals_recomputed(bench, monkeypatch):
         torch.testing.assert_close(cached[name], plain[name], rtol=1e-4, atol=1e-5)
 
 
+def test_a_stem_that_trains_is_not_cached(bench):
+    """Although the head, which computes texts with the same backbone, holds all parameters."""
+    tensors, _ = bench.fit("lora", {"tower": "both", "lr": 1e-2}, epochs=1)
+    start_at_zero = {name: value for name, value in tensors.items() if "lora_B" in name}
+    assert {name for name in start_at_zero if ".visual." in name}
+    assert all(value.abs().max() > 0 for value in start_at_zero.values())
+
+
 def test_accumulated_batch_equals_whole_batch(bench):
     """Up to batch statistics, so the tower is tuned with a head of fixed statistics."""
     params = {"lr": 1e-3, "head_lr": 1e-2}
