@@ -94,7 +94,7 @@ def copy_results(results: Path, out: Path = ROOT / RESULTS) -> None:
         )
     table = pd.concat(found)
     table = table[(table["metric"] == "mA") | table["metric"].str.startswith("F1")]
-    write_text(out, table.drop(columns="name").to_csv(index=False, float_format="%.4f"))
+    write_text(out, table.drop(columns="name").to_csv(index=False, float_format="%.6f"))
 
 
 def read_results(file: Path) -> pd.DataFrame:

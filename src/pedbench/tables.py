@@ -280,7 +280,7 @@ def to_csv(table: Table) -> str:
             name = {"name": display_name(method, variant), "metric": metric}
             value = {"mean": cell.mean, "sd": cell.sd, "seeds": cell.seeds, "mark": cell.mark}
             rows.append({**place, **name, **value})
-    return pd.DataFrame(rows).to_csv(index=False, float_format="%.4f")
+    return pd.DataFrame(rows).to_csv(index=False, float_format="%.6f")
 
 
 def to_markdown(table: Table) -> str:

@@ -80,7 +80,7 @@ def test_drift_is_refused_by_name_and_mended(pages):
 def test_new_numbers_reach_every_page(pages):
     file = pages / describe.RESULTS
     old = describe.read_results(file).query("method == 'linear_probe'")["mean"].iloc[0]
-    file.write_text(file.read_text().replace(f",{old:.4f},", ",12.3456,"))
+    file.write_text(file.read_text().replace(f",{old:.6f},", ",12.345600,"))
     assert set(describe.write_pages(pages)) == {*describe.WITH_RESULTS, describe.METHODS}
     assert all("12.35" in (pages / page).read_text() for page in describe.WITH_RESULTS)
 
@@ -105,7 +105,7 @@ def test_numbers_are_kept_from_a_plans_tables(tmp_path):
     lines = out.read_text().splitlines()
     assert lines[:2] == [
         "dataset,split,method,variant,metric,mean,sd,seeds,mark",
-        "a,standard,linear_probe,default,mA,70.1235,0.5000,3,",
+        "a,standard,linear_probe,default,mA,70.123450,0.500000,3,",
     ]
     assert len(lines) == 1 + 2 * 3 and ",Acc," not in out.read_text()
     shown = describe.fill(

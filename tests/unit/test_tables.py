@@ -12,6 +12,7 @@ from helpers import SKILL, fake_results
 from pedbench.collect import collect, read_long, select
 from pedbench.config import ROOT, read_protocol, resolve
 from pedbench.contracts import PedbenchError
+from pedbench.describe import copy_results, fill, read_results
 from pedbench.files import write_json
 from pedbench.score import score_runs
 from pedbench.stats import compare
@@ -65,6 +66,18 @@ def test_one_run_has_no_deviation_and_a_refused_one_is_a_dash_with_its_reason(ta
     for kind in ("md", "tex"):
         text = (tables / "tables" / f"standard.{kind}").read_text()
         assert text.count(" full was not run on b: needs patch tokens.") == 1
+
+
+def test_the_docs_show_the_same_cells(tables, tmp_path):
+    copy_results(tables, tmp_path / "kept.csv")
+    page = tmp_path / "page.md"
+    markers = "<!-- generated: results -->\n<!-- end -->"
+    page.write_text(fill(markers, read_results(tmp_path / "kept.csv")))
+    shown = rows(tables / "tables" / "standard.md")
+    for row in shown.values():
+        row[:] = [row[0], row[4], row[5], row[9]]  # mA and F1 of the two datasets
+    assert list(rows(page).values())[1:] == list(shown.values())[1:]
+    assert list(rows(page)) == list(shown)
 
 
 def test_best_is_bold_and_second_underlined(tables):
