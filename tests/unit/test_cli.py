@@ -15,8 +15,10 @@ from pedbench.config import ROOT
 from pedbench.contracts import TINY, PedbenchError
 
 
-@pytest.mark.parametrize("words", [["--help"], ["list"], ["list", "--params", "promptpar"]])
-def test_help_and_list_import_no_torch(words):
+@pytest.mark.parametrize(
+    "words", [["--help"], ["list"], ["list", "--params", "promptpar"], ["cite"]]
+)
+def test_help_list_and_cite_import_no_torch(words):
     code = (
         "import sys\nfrom pedbench.cli import main\n"
         f"try:\n    main({words!r})\nexcept SystemExit:\n    pass\n"
