@@ -61,7 +61,7 @@ include: "workflow/rules/tune.smk"
 
 
 onstart:
-    todo = workflow.dag.needrun_jobs()
+    todo = list(workflow.dag.needrun_jobs())
     markers = [str(job.output[0]) for job in todo if job.rule.name == "train"]
     tuning = [
         to_tune()[job.wildcards.method] for job in todo if job.rule.name == "trials"
