@@ -1,13 +1,14 @@
 """IVLP: prompts of their own in every layer of both towers, independent of each other.
 
-Paper: Khattak et al., "MaPLe: Multi-modal Prompt Learning", CVPR 2023, the baseline of section 4.
+Paper: Khattak et al., "MaPLe: Multi-modal Prompt Learning", CVPR 2023, as a baseline.
 Trains: text prompts and visual prompts.
 Parameters: 30,720 at ViT-B/16, 67,584 at ViT-L/14
 Published: none on pedestrian attributes.
 Run: snakemake --cores all results/tables --config 'methods=[ivlp]'
 
-The papers classify by a softmax; docs/decisions/prompt_learners.md says what stands in its place
-and how the released code differs. ``language_only`` prompts the text tower alone.
+The paper classifies by a softmax; docs/decisions/prompt_learners.md says what stands in its place
+and how the released code differs. ``language_only`` prompts the text tower alone; then the image
+features are computed once.
 """
 
 from __future__ import annotations

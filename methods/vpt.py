@@ -8,8 +8,8 @@ Published: none with CLIP's texts or on pedestrian attributes.
 Run: snakemake --cores all results/tables --config 'methods=[vpt]'
 
 The paper trains a linear head on the prompted features of a ViT without text tower
-(``linear_head``); here the default compares them with texts, as all methods on CLIP do. CLIP has a
-LayerNorm between embedding and layers, which the paper's ViT has not: the prompts of the input
+(``linear_head``); here the default compares them with texts, as the prompt learners do. CLIP has
+a LayerNorm between embedding and layers, which the paper's ViT has not: the prompts of the input
 enter before it. docs/decisions/prompt_learners.md has the rest.
 """
 
