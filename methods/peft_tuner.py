@@ -257,7 +257,7 @@ class RankBudget(nn.Module):
             if "lora_E" not in name:
                 product = p @ p.T if "lora_A" in name else p.T @ p
                 terms.append(
-                    torch.linalg.matrix_norm(product - torch.eye(len(product)).to(product))
+                    torch.linalg.matrix_norm(product - torch.eye(len(product), device=p.device))
                 )
         return {"orthogonality": self.config.orth_reg_weight * torch.stack(terms).mean()}
 

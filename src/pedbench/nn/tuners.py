@@ -80,9 +80,7 @@ def peft_config(tuner: str, options: dict[str, Any]) -> PeftConfig:
                 f"(it has: {', '.join(allowed)})"
             )
     if (start := options.get("init_lora_weights")) in NEEDS_DATA:
-        raise PedbenchError(
-            f"options: init_lora_weights '{start}' reads data first: choose another"
-        )
+        raise PedbenchError(f"options: init_lora_weights '{start}' needs data: choose another")
     try:
         return known[tuner](**options)
     except (ValueError, TypeError) as error:
@@ -109,8 +107,9 @@ def adapt(
         # peft looks at the values it makes, which a model that is only counted does not have
         with torch.device("cpu"), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Unsupported layer type|Failed to load|Setting boft")
+            warnings.filterwarnings("error", "Invalid .* Adjusted")  # to another value than asked
             return PEFT_TYPE_TO_TUNER_MAPPING[chosen.peft_type](backbone.clip, config, ADAPTER)
-    except (ValueError, TypeError, RuntimeError, AssertionError, NotImplementedError) as error:
+    except (ValueError, TypeError, RuntimeError, AssertionError, UserWarning) as error:
         name = type(config).__name__.removesuffix("Config")
         raise PedbenchError(
             f"{name} cannot adapt {', '.join(targets)} of {backbone.name}: {error}"
