@@ -59,7 +59,10 @@ class ConditionalHead(nn.Module):
 
 
 class Method(BaseMethod[Params]):
-    search: ClassVar[Mapping[str, Any]] = {"lr": (1e-3, 1e-1)}
+    search: ClassVar[Mapping[str, Any]] = {
+        "lr": (1e-3, 1e-1),
+        "context_init": ["a photo of a", ""],
+    }
 
     def supports(self, task: Task, backbone: Backbone) -> str | None:
         return super().supports(task, backbone) or softmax_reason(self.params.head, task)

@@ -50,7 +50,7 @@ class Params:
 
 
 class Method(BaseMethod[Params]):
-    search: ClassVar[Mapping[str, Any]] = {"lr": (1e-3, 1e-1)}
+    search: ClassVar[Mapping[str, Any]] = {"lr": (1e-3, 1e-1), "context_length": [4, 8, 16]}
 
     def supports(self, task: Task, backbone: Backbone) -> str | None:
         return super().supports(task, backbone) or softmax_reason(self.params.head, task)
