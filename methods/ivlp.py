@@ -21,12 +21,7 @@ from torch import nn
 from pedbench.contracts import BaseMethod, Task
 from pedbench.nn.backbone import Backbone
 from pedbench.nn.heads import ImageClassifier, Similarity, TextHead, softmax_reason
-from pedbench.nn.prompts import (
-    PromptedClassifier,
-    PromptedTexts,
-    normal_prompts,
-    prompt_reason,
-)
+from pedbench.nn.prompts import PromptedClassifier, PromptedTexts, normal_prompts, prompt_reason
 
 BIBTEX = """
 @inproceedings{khattak2023maple,
