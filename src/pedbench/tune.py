@@ -7,6 +7,7 @@ committed in ``config/presets/``. Only `tune` imports torch and optuna.
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -271,10 +272,7 @@ def tuning_markdown(preset: str = PRESET) -> str:
     for method, one in sorted(record["methods"].items()):
         chosen, trials = best(method, one["trials"]), one["trials"]
         searched = [f"`{key}` {_in_words(values)}" for key, values in one["space"].items()]
-        values = [
-            f"`{key}` {value:g}" if isinstance(value, float) else f"`{key}` {value}"
-            for key, value in chosen["values"].items()
-        ]
+        values = [f"`{key}` {_shown(value)}" for key, value in chosen["values"].items()]
         rows.append(
             (
                 display_name(method, one["variant"]),
@@ -291,8 +289,12 @@ def tuning_markdown(preset: str = PRESET) -> str:
 
 def _in_words(values: Mapping[str, list[Any]]) -> str:
     if "range" in values:
-        return "{:g} to {:g}".format(*values["range"])
-    return "one of " + ", ".join(str(value) for value in values["choices"])
+        return " to ".join(_shown(value) for value in values["range"])
+    return "one of " + ", ".join(_shown(value) for value in values["choices"])
+
+
+def _shown(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else json.dumps(value)
 
 
 def _percent(score: float | None) -> str:

@@ -274,6 +274,8 @@ def test_a_method_tuned_alone_joins_those_of_the_same_budget(shelf):
 def test_the_report_shows_spaces_and_chosen_values(shelf):
     assert tuning_markdown() == "Nothing is tuned yet.\n"
     write_json(shelf / "config/presets/equal_budget.json", made(shelf, "probe"))
+    words = {"choices": ["a photo of a", "", 4]}
+    assert module._in_words(words) == 'one of "a photo of a", "", 4'
     row = "| Linear probe | `lr` 0.001 to 0.3 | `lr` 0.1 | 81.25 | 80.00 | 1 |"
     assert row in tuning_markdown().splitlines()
 
