@@ -59,10 +59,7 @@ class ConditionalHead(nn.Module):
 
 
 class Method(BaseMethod[Params]):
-    search: ClassVar[Mapping[str, Any]] = {
-        "lr": (1e-3, 1e-1),
-        "context_init": ["a photo of a", ""],
-    }
+    search: ClassVar[Mapping[str, Any]] = {"lr": (1e-3, 1e-1), "reduction": [2, 4, 8, 16]}
 
     def supports(self, task: Task, backbone: Backbone) -> str | None:
         return super().supports(task, backbone) or softmax_reason(self.params.head, task)
