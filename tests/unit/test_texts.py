@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -12,7 +14,7 @@ from pedbench.nn.heads import ImageClassifier, Similarity, image_head, start_bia
 from pedbench.nn.texts import PackedTexts, learned
 
 NAMES = ("wearing a hat", "with a backpack", "female", "wearing long black trousers")
-CLOSE = {"rtol": 1e-5, "atol": 1e-6}
+CLOSE: dict[str, Any] = {"rtol": 1e-5, "atol": 1e-6}
 TASK = Task("par", tuple(Attribute(n, "whole", n, f"no {n}") for n in NAMES[:2]), (0.3, 0.1))
 
 
