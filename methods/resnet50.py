@@ -5,8 +5,8 @@ Zero-Shot Pedestrian Identity Setting", arXiv 2021; weighted loss: Li et al., "M
 Learning for Pedestrian Attribute Recognition in Surveillance Scenarios" (DeepMAR), ACPR 2015.
 Trains: everything.
 Parameters: 23,612,531 at ViT-B/16, 23,612,531 at ViT-L/14 (51 attributes)
-Published: mA / F1 with 256x192 pixels: PETA 83.96 / 86.35, PA100K 80.21 / 87.40, RAPv1
-79.27 / 79.95; PETA-ZS 71.43 / 72.04, RAP-ZS 71.76 / 77.66 (first version of these splits).
+Published: mA / F1, authors' repository, 256x192 pixels: PETA 83.96 / 86.35, PA100K 80.21 / 87.40,
+RAPv1 79.27 / 79.95; PETA-ZS 71.43 / 72.04, RAP-ZS 71.76 / 77.66 (first version of these splits).
 Run: snakemake --cores all results/tables --config 'methods=[resnet50]'
 
 The reference that owes CLIP nothing: of the backbone it takes the size of the images only. As in

@@ -5,7 +5,8 @@ IEEE TCSVT 2022.
 Trains: the image tower, the fusion, the embeddings of words and modalities, the head; the vectors
 of the sentences are fixed.
 Parameters: 86,430,105 at ViT-B/16, 86,430,105 at ViT-L/14 (51 attributes)
-Published: mA / F1: PETA 85.31 / 86.71, PA100K 83.72 / 88.21, RAPv1 82.67 / 80.84.
+Published: mA / F1 in PromptPAR's tables: PETA 85.31 / 86.71, PA100K 83.72 / 88.21, RAPv1
+82.67 / 80.84.
 Run: snakemake --cores all results/tables --config 'methods=[vtb/clip]'
 
 The default is the released code's model: its own ImageNet tower at the size of the images, whatever
@@ -48,9 +49,6 @@ BIBTEX = """
   author = {Cheng, Xinhua and Jia, Mengxi and Wang, Qian and Zhang, Jian},
   title = {A Simple Visual-Textual Baseline for Pedestrian Attribute Recognition},
   journal = {IEEE Transactions on Circuits and Systems for Video Technology},
-  volume = {32},
-  number = {10},
-  pages = {6994--7004},
   year = {2022},
 }
 """
@@ -64,7 +62,8 @@ class Params:
     text_encoder: Literal["mpnet", "clip"] = "mpnet"  # of the sentences: all-mpnet-base-v2, or CLIP
     template: str = "a photo of a person {}"  # sentence; {} is replaced by the attribute's phrase
     drop_path: float = 0.1  # stochastic depth at the last block, rising linearly from the first
-    lr: float = 8e-3  # learning rate of everything
+    lr: float = 8e-3  # learning rate of tower, embeddings and fusion
+    head_lr: float = 8e-3  # learning rate of the head
 
 
 class VTB(nn.Module):
@@ -123,7 +122,7 @@ def cut_vit(vit: Any, drop_path: float) -> tuple[nn.Module, MMFormer]:
 
 
 class Method(BaseMethod[Params]):
-    search = {"lr": (1e-4, 1e-2)}
+    search = {"lr": (1e-5, 1e-2), "head_lr": (1e-4, 1e-1)}
 
     def supports(self, task: Task, backbone: Backbone) -> str | None:
         reason = super().supports(task, backbone)
