@@ -102,7 +102,7 @@ class Beside(nn.Module):
 
 class Method(BaseMethod[Params]):
     needs_tokens = True
-    search: ClassVar[Mapping[str, Any]] = {"lr": (3e-4, 3e-2)}
+    search: ClassVar[Mapping[str, Any]] = {"lr": (3e-4, 1e-1)}
 
     def build(self, backbone: Backbone, task: Task) -> nn.Module:
         p, width = self.params, backbone.visual_width

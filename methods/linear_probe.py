@@ -39,7 +39,7 @@ class Params:
 
 
 class Method(BaseMethod[Params]):
-    search = {"lr": (1e-3, 3e-1)}
+    search = {"lr": (1e-3, 3.0)}
 
     def build(self, backbone: Backbone, task: Task) -> nn.Module:
         head = LinearHead(backbone.embed_dim, len(task.attributes))

@@ -59,7 +59,7 @@ class Params:
 
 
 class Method(BaseMethod[Params]):
-    search: ClassVar[Mapping[str, Any]] = {"lr": (3e-4, 3e-2)}
+    search: ClassVar[Mapping[str, Any]] = {"lr": (3e-4, 1e-1)}
 
     def supports(self, task: Task, backbone: Backbone) -> str | None:
         p = self.params
