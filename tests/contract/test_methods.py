@@ -30,11 +30,12 @@ TRAINED = [case for case in CASES if registry.trains(case[0])]
 # softmax, biases in front of a batch-norm in its mean; the released text prompts stand behind
 # end-of-text, where the causal mask hides them.
 INERT = {
-    "bitfit": ("attn.k_proj.bias",),
-    "ssf": ("attn.k_proj.shift",),
+    "bitfit": ("attn.k_proj.bias", "visual.ln_post.bias"),
+    "ssf": ("attn.k_proj.shift", "visual.ln_post.shift"),
     "full_finetune": ("attn.k_proj.bias", "visual.ln_post.bias"),
     "promptpar": ("fusion.linear.bias", "fusion.norm.bias", "head.bias"),
     "promptpar/released_code": ("text_prompts",),
+    "peft_tuner/ln_tuning": ("visual.ln_post.bias",),
     "vtb": ("attn.k_proj.bias", "fusion.norm.bias", "head.bias"),
 }
 

@@ -30,7 +30,7 @@ def images(backbone):
 
 @pytest.mark.parametrize("form", ["adaptformer", "pfeiffer", "houlsby"])
 def test_adapters_start_from_clip(backbone, task, images, form):
-    _, model = build("adapter", backbone, task, form=form)
+    _, model = build("adapter", backbone, task, form=form, head="pair")
     _, plain = build("zero_shot", backbone, task)
     assert torch.equal(model(images).logits, plain(images).logits)
     bottlenecks = [m for m in model.modules() if type(m).__name__ == "Bottleneck"]

@@ -69,7 +69,7 @@ def test_the_update_is_scaled_as_named(backbone, scaling, factor):
 
 @pytest.mark.parametrize("tower", ["visual", "text", "both"])
 def test_nothing_is_differentiated_before_the_first_adapter(backbone, tower):
-    model = build(backbone, "lora", tower=tower)
+    model = build(backbone, "lora", tower=tower, head="pair")
     wanted = {}
 
     def note(name):
@@ -89,7 +89,7 @@ def test_nothing_is_differentiated_before_the_first_adapter(backbone, tower):
 
 
 def test_image_features_are_cached_while_only_texts_are_adapted(bench, monkeypatch):
-    params = {"tower": "text", "lr": 1e-2}
+    params = {"tower": "text", "head": "pair", "lr": 1e-2}
     cached, _ = bench.fit("lora", params, name="cached")
     calls = []
     monkeypatch.setattr(engine, "cached_stem", lambda *_: calls.append(1))
@@ -156,7 +156,7 @@ def test_mistakes_are_named(backbone, params, message):
 @pytest.mark.parametrize(
     ("method", "message"),
     [
-        (lora.Method(lora.Params(tower="both", head="linear")), "tower must be visual"),
+        (lora.Method(lora.Params(tower="both")), "tower must be visual"),
         (lora.Method(lora.Params(head="softmax")), "use pair or sigmoid"),
         (peft_tuner.Method(peft_tuner.Params("AdaLora", tower="text")), "visual or both"),
     ],
