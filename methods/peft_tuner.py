@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -157,23 +157,24 @@ class Params:
         "proj",
     )  # adapted layers; ln: the norms, for LNTuning
     tower: Literal["visual", "text", "both"] = "visual"  # where they are
-    head: Literal["linear", "pair", "sigmoid", "softmax"] = "linear"  # or against texts
+    head: Literal["linear", "pair", "sigmoid"] = "linear"  # or against texts
     template: str = "a photo of a person {}"  # of the texts
     lr: float = 3e-3  # learning rate of what the tuner adds
     head_lr: float = 1e-3  # learning rate of what the head learns
 
 
 class Method(BaseMethod[Params]):
-    search: ClassVar[Mapping[str, Any]] = {"lr": (3e-4, 1e-1)}
+    search = {"lr": (3e-4, 1e-1)}
 
     def supports(self, task: Task, backbone: Backbone) -> str | None:
         p = self.params
-        if p.tuner == "AdaLora" and p.tower == "text":
+        reason = super().supports(task, backbone)
+        if reason is None and p.tuner == "AdaLora" and p.tower == "text":
             return (
                 "AdaLora's penalty needs the whole model at every step, but with tower text image "
                 "features come from a cache: tower must be visual or both"
             )
-        return super().supports(task, backbone) or unsupported(backbone, task, p.tower, p.head)
+        return reason or unsupported(backbone, task, p.tower, p.head)
 
     def build(self, backbone: Backbone, task: Task) -> nn.Module:
         p, options, phases = self.params, dict(self.params.options or {}), (0.0, 0.0)
@@ -263,10 +264,8 @@ class RankBudget(nn.Module):
         return {"orthogonality": self.config.orth_reg_weight * torch.stack(terms).mean()}
 
     def share_out(self, step: int, steps: int) -> None:
-        """After optimiser step ``step`` of ``steps``; nothing while the adapters do not train."""
+        """After optimiser step ``step`` of ``steps``."""
         adapters, values = self._adapters(), self._values()
-        if not all(p.requires_grad for p in adapters.values()):
-            return
         self.config.total_step = steps
         self.config.tinit, self.config.tfinal = int(self.start * steps), int(self.end * steps)
         allocator = self.tuner.rankallocator

@@ -4,21 +4,24 @@ Paper: Zhang et al., "Tip-Adapter: Training-Free Adaption of CLIP for Few-Shot C
 ECCV 2022.
 Trains: the cache's keys (Tip-Adapter-F); nothing with ``finetune: false``.
 Parameters: 835,584 at ViT-B/16, 1,253,376 at ViT-L/14 (51 attributes, 16 shots).
-Published: ImageNet accuracy 65.51 (training-free 62.03) with RN50, 16 shots; no pedestrian
-attributes.
+Published: ImageNet accuracy 65.51 (training-free 62.03) with RN50, 16 shots, the first by the
+released code's best epoch on test images; no pedestrian attributes.
 Run: snakemake --cores all results/tables --config 'methods=[tip_adapter]'
 
 The paper classifies among classes with ``shots`` cached images each. Here each attribute is such a
 problem of two classes, presence and absence, with a cache of its own, and its logit is the
 difference of the two classes' scores. Values are the labels and stay fixed, as in the paper. The
-paper searches its two constants on validation images; here they are tuned like any others.
+paper searches its two constants on validation images; here they are tuned like any others. The
+released code's keys are means over augmented views (ten passes); here each is one view. Without
+training the method sees ``shots`` images of an attribute's presence and as many of its absence,
+while the others see every training image, as do the keys where they train.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -86,7 +89,7 @@ class CachedHead(nn.Module):
 
 
 class Method(BaseMethod[Params]):
-    search: ClassVar[Mapping[str, Any]] = {
+    search = {
         "lr": (1e-4, 1e-1),
         "alpha": (0.1, 10.0),
         "beta": (1.0, 20.0),
@@ -97,7 +100,7 @@ class Method(BaseMethod[Params]):
         texts = image_head("pair", backbone, task, self.params.template)
         return ImageClassifier(backbone, CachedHead(texts, shape, self.params))
 
-    def prepare(self, model: Any, batches: Iterable[Batch]) -> None:
+    def prepare(self, model: Any, batches: Iterator[Batch]) -> None:
         seen = [(model.stem(batch.images), batch.labels) for batch in batches]
         features, labels = (torch.cat(part) for part in zip(*seen, strict=True))
         model.head.fill(features, labels)

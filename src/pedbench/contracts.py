@@ -6,7 +6,7 @@ torch only for type checkers, so that the planner and ``pedbench --help`` start 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar
@@ -131,10 +131,11 @@ class BaseMethod(Generic[P]):
 
         return {"bce": weighted_bce(output.logits, batch.labels, task)}
 
-    def prepare(self, model: nn.Module, batches: Iterable[Batch]) -> None:
+    def prepare(self, model: nn.Module, batches: Iterator[Batch]) -> None:
         """Set from the training subset what is not learned by steps, once before them, in
-        evaluation mode and without gradients. ``batches`` holds every training image, not
-        augmented, in the manifest's order. Default: the biases of a sigmoid head."""
+        evaluation mode and without gradients. ``batches`` yields every training image once, not
+        augmented, in the manifest's order. What is set must live in trained parameters or
+        persistent buffers. Default: the biases of a sigmoid head."""
         from pedbench.nn.heads import start_biases
 
         start_biases(model, batches)
@@ -142,7 +143,8 @@ class BaseMethod(Generic[P]):
     def param_groups(self, model: nn.Module) -> list[dict[str, Any]]:
         """Optimiser groups: ``name``, ``params``, ``lr`` and, if they differ from the protocol,
         ``weight_decay``, ``warmup_epochs``. Default: what trains in ``model.head`` at
-        ``params.head_lr`` (if there is one) and everything else, each at ``params.lr``."""
+        ``params.head_lr`` (if there is one) and everything else, each at ``params.lr``. A linear
+        head needs a group of its own, named ``head``: it may start from the probe."""
         params: Any = self.params
         inside = {id(p) for p in getattr(model, "head", model).parameters()}
         trained = [p for p in model.parameters() if p.requires_grad]
@@ -160,8 +162,8 @@ class BaseMethod(Generic[P]):
 
     def after_step(self, model: nn.Module, step: int, steps: int) -> None:
         """Called after optimiser step ``step`` (from 1) of ``steps`` of a stage, while the
-        gradients still stand. What it changes must live in parameters or persistent buffers,
-        which checkpoints keep. Default: nothing."""
+        gradients still stand. What it changes must live in trained parameters or persistent
+        buffers, which checkpoints keep. Default: nothing."""
 
 
 @dataclass(frozen=True)

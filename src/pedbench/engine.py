@@ -91,6 +91,7 @@ class Fit:
         self.groups = {g["name"]: g for g in method.param_groups(model)}
         self._check_groups()
         self.state = State()
+        self.before = 0  # stages in front of the method's own
         self.best: dict[str, Tensor] = {}
 
     def _check_groups(self) -> None:
@@ -108,7 +109,10 @@ class Fit:
         Raises Diverged naming step and parameter group when a loss or gradient is not finite,
         and PedbenchError when a checkpoint is corrupt.
         """
-        stages = self._stages()
+        stages = self.method.stages(tuple(self.groups))
+        if self._starts_from_the_probe():
+            probe = self.protocol.probe_epochs, self.protocol.probe_lr
+            self.before, stages = 1, (Stage("probe", ("head",), *probe), *stages)
         resumed = self.checkpoints.load()
         if resumed is not None:
             self._restore(*resumed)
@@ -118,18 +122,24 @@ class Fit:
             self._run_stage(stages[index], index, resumed[0] if resumed else None)
             resumed = None
             self.state.stage, self.state.step, self.state.sums = index + 1, 0, {}
-        return self.best if self.protocol.selection == "best_val_mA" else self.trained.tensors()
+        return self.best or self.trained.tensors()  # without a stage nothing was validated
 
-    def _stages(self) -> tuple[Stage, ...]:
-        """The method's stages, after the linear probe's if the protocol starts heads from it."""
-        stages = self.method.stages(tuple(self.groups))
-        head_alone = set(self.groups) == {"head"}
-        if self.protocol.head_init != "linear_probe" or head_alone:
-            return stages
-        if not isinstance(getattr(self.model, "head", None), LinearHead):
-            return stages
-        protocol = self.protocol
-        return (Stage("probe", ("head",), protocol.probe_epochs, protocol.probe_lr), *stages)
+    def _starts_from_the_probe(self) -> bool:
+        """Whether a linear head stands above something that trains, and starts from the probe."""
+        head = getattr(self.model, "head", None)
+        if self.protocol.head_init != "linear_probe" or not isinstance(head, LinearHead):
+            return False
+        inside = {id(p) for p in head.parameters()}
+        groups = {name: {id(p) for p in g["params"]} for name, g in self.groups.items()}
+        if set().union(*groups.values()) == inside:
+            return False
+        if groups.get("head") != inside:
+            raise PedbenchError(
+                f"{type(self.method).__module__}: head_init 'linear_probe' first trains the linear "
+                "head alone, so param_groups must hold its parameters, and no others, in a group "
+                "named 'head'"
+            )
+        return True
 
     def _prepare(self) -> None:
         def batches() -> Iterator[Batch]:
@@ -167,19 +177,24 @@ class Fit:
 
     def _run_stage(self, stage: Stage, index: int, tensors: dict[str, Tensor] | None) -> None:
         protocol = self.protocol
+        own, number = index >= self.before, max(index - self.before, 0)
         groups = self._activate(stage)
+        if not own:  # a method's long warm-up is not the probe's
+            warmup = min(1, protocol.warmup_epochs)
+            groups = [{**group, "warmup_epochs": warmup} for group in groups]
         optimiser = make_optimiser(groups, protocol, stage.lr)
         if tensors is not None:
             load_optimiser(optimiser, tensors)
         epochs = protocol.epochs if stage.epochs is None else stage.epochs
         batch = min(protocol.batch_size, len(self.data))
         parts = protocol.accumulate * self.accelerator.num_processes
-        if batch < parts:
+        least = 2 if any(isinstance(m, nn.BatchNorm1d) for m in self.model.modules()) else 1
+        if batch < least * parts:
             raise PedbenchError(
                 f"{self.label}: a step has {batch} images (batch_size {protocol.batch_size}, "
                 f"{len(self.data)} for training), too few for accumulate {protocol.accumulate} in "
-                f"each of {self.accelerator.num_processes} processes; lower accumulate or raise "
-                "batch_size"
+                f"each of {self.accelerator.num_processes} processes (at least {least} in each "
+                "part); lower accumulate or raise batch_size"
             )
         per_epoch = len(self.data) // batch
         total = epochs * per_epoch
@@ -191,7 +206,7 @@ class Fit:
         )
         self.model.train()
         for epoch in range(self.state.step // per_epoch, epochs):
-            seed = derive_seed(self.seed, "order", str(index))
+            seed = derive_seed(self.seed, "order", str(number))
             order = epoch_order(len(self.data), seed, epoch)[: per_epoch * batch]
             for position in range(self.state.step % per_epoch, per_epoch):
                 step = self.state.step
@@ -199,9 +214,10 @@ class Fit:
                     factor = learning_rate_factor(protocol, group, step, per_epoch, epochs)
                     group["lr"] = group["base_lr"] * factor
                 chosen = order[position * batch : (position + 1) * batch]
-                step_seed = derive_seed(self.seed, "step", str(index), str(step))
+                step_seed = derive_seed(self.seed, "step", str(number), str(step))
                 terms = self._step(model, optimiser, chosen, stem, step, step_seed)
-                self.method.after_step(self.model, step + 1, total)
+                if own:
+                    self.method.after_step(self.model, step + 1, total)
                 optimiser.zero_grad()
                 for name, value in terms.items():
                     self.state.sums[name] = self.state.sums.get(name, 0.0) + value
@@ -209,7 +225,7 @@ class Fit:
                 bar.update()
                 last = position + 1 == per_epoch
                 if last:
-                    self._end_epoch(optimiser, stage, epoch, per_epoch)
+                    self._end_epoch(optimiser, stage, epoch, per_epoch, select=own)
                 if self.state.step % protocol.checkpoint_steps == 0 or (
                     last and epoch + 1 == epochs
                 ):
@@ -288,12 +304,14 @@ class Fit:
             "precision fp32; the last checkpoint before this step is kept."
         )
 
-    def _end_epoch(self, optimiser: Any, stage: Stage, epoch: int, steps: int) -> None:
+    def _end_epoch(
+        self, optimiser: Any, stage: Stage, epoch: int, steps: int, select: bool
+    ) -> None:
         line: dict[str, Any] = {"stage": stage.name, "epoch": epoch, "step": self.state.step}
         line |= {f"loss/{name}": value / steps for name, value in self.state.sums.items()}
         line |= {f"lr/{group['name']}": group["lr"] for group in optimiser.param_groups}
         self.state.sums = {}
-        if self.validate is not None and self.protocol.selection == "best_val_mA":
+        if select and self.validate is not None and self.protocol.selection == "best_val_mA":
             line["val/mA"] = score = self.validate(self.model)
             self.model.train()
             if score > self.state.best:

@@ -116,6 +116,43 @@ def test_linear_heads_start_from_the_probe(bench):
     assert not torch.equal(random["head.1.weight"], probe["head.1.weight"])
 
 
+def test_methods_of_a_seed_share_the_order_of_images_with_and_without_a_probe(bench, monkeypatch):
+    orders: list[torch.Tensor] = []
+
+    def noted(count, seed, epoch):
+        orders.append(epoch_order(count, seed, epoch))
+        return orders[-1]
+
+    monkeypatch.setattr(engine, "epoch_order", noted)
+    bench.fit(name="probed", epochs=2, probe_epochs=1)
+    probe, *tuned = orders
+    orders.clear()
+    bench.fit(name="random", epochs=2, head_init="random")
+    assert all(torch.equal(a, b) for a, b in zip(orders, tuned, strict=True))
+    assert torch.equal(probe, orders[0])
+
+
+def test_the_probe_is_never_selected(bench):
+    """Its head could beat what follows; the result would no longer be the method's."""
+    scores = iter([0.9, 0.1])
+    choice = {"validate": lambda _: next(scores), "selection": "best_val_mA"}
+    kept, _ = bench.fit(name="kept", epochs=2, **choice)
+    assert next(scores, None) is None, "one validation per epoch of the method's own"
+    probe, _ = bench.fit(name="probe", epochs=0)
+    weight = "backbone.clip.visual.proj"
+    assert not torch.equal(kept[weight], probe[weight])
+
+
+def test_a_linear_head_without_a_group_of_its_own_is_refused(bench, monkeypatch):
+    def together(self, model):
+        trained = [p for p in model.parameters() if p.requires_grad]
+        return [{"name": "all", "params": trained, "lr": 1e-3}]
+
+    monkeypatch.setattr(load_method("full_finetune"), "param_groups", together)
+    with pytest.raises(PedbenchError, match="in a group named 'head'"):
+        bench.fit()
+
+
 def test_corrupt_checkpoint_names_file_and_remedy(bench):
     with pytest.raises(Killed):
         bench.fit(name="killed", kill_at=2)
@@ -138,7 +175,7 @@ def test_cached_stem_equals_recomputed(bench, monkeypatch):
 
 def test_a_stem_that_trains_is_not_cached(bench):
     """Although the head, which computes texts with the same backbone, holds all parameters."""
-    tensors, _ = bench.fit("lora", {"tower": "both", "lr": 1e-2}, epochs=1)
+    tensors, _ = bench.fit("lora", {"tower": "both", "head": "pair", "lr": 1e-2}, epochs=1)
     start_at_zero = {name: value for name, value in tensors.items() if "lora_B" in name}
     assert {name for name in start_at_zero if ".visual." in name}
     assert all(value.abs().max() > 0 for value in start_at_zero.values())
@@ -176,8 +213,8 @@ def test_unequal_shares_of_two_processes_make_up_the_whole_gradient(bench, monke
 
 
 def test_more_parts_than_images_of_a_step_are_refused(bench):
-    with pytest.raises(PedbenchError, match="a step has 16 images .* lower accumulate or raise b"):
-        bench.fit(accumulate=17)
+    with pytest.raises(PedbenchError, match="16 images .*at least 2 .*lower accumulate"):
+        bench.fit(accumulate=9)
 
 
 def test_non_finite_loss_names_step_and_group(bench):
@@ -199,6 +236,12 @@ def test_best_val_keeps_the_best_epoch(bench):
     )
     assert torch.equal(best["head.1.weight"], seen[1]["head.1.weight"])
     assert not torch.equal(best["head.1.weight"], seen[3]["head.1.weight"])
+
+
+def test_what_was_set_without_steps_is_kept_under_best_val(bench):
+    params = {"finetune": False, "shots": 2}
+    kept, model = bench.fit("tip_adapter", params, validate=lambda _: 0.5, selection="best_val_mA")
+    assert kept["head.signs"].any() and torch.equal(kept["head.keys"], model.head.keys)
 
 
 def test_best_val_without_validation_is_refused(bench):
