@@ -1,7 +1,8 @@
 """Configuration: what a run's settings are, where each value comes from, and what is refused.
 
 Layers, later wins: ``Params`` defaults of the method, the protocol file, the presets' sections on
-the method, the variant, the sweep. Every resolved value keeps its origin.
+the method, the variant, the presets' sections on the variant, the sweep. Every resolved value keeps
+its origin.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ class Protocol:
 
 @dataclass(frozen=True)
 class ProtocolFile:
-    """A protocol as read, with the presets laid over it: file -> method -> changed values."""
+    """A protocol as read, with the presets laid over it: file -> section -> changed values."""
 
     name: str
     source: str
@@ -133,12 +134,19 @@ def _file_of(kind: Literal["protocol", "preset"], name: str) -> str:
 
 
 def _read_preset(source: str) -> dict[str, dict[str, Any]]:
-    """Method -> changed values, each checked against the method's settings."""
+    """Section (`section_of`) -> changed values, each checked against the method's settings."""
     sections = {}
-    for method, values in read_yaml(source).items():
+    for name, values in read_yaml(source).items():
+        where, (method, _, label) = f"{source}: {name}", str(name).partition("/")
         _known_method(source, method)
-        section = _mapping(source, method, values)
-        sections[method] = _checked(f"{source}: {method}", section, settings(method))
+        changes = changes_of(method, label or DEFAULT, source)
+        wanted = section_of(method, label or DEFAULT)
+        if name != wanted:
+            raise PedbenchError(f"{where}: the variant changes nothing; its section is '{wanted}'")
+        sections[name] = _checked(where, _mapping(source, name, values), settings(method))
+        fixed = changes.keys() & sections[name].keys()
+        if fixed:
+            raise PedbenchError(f"{where}: {min(fixed)}: the variant fixes it; delete it here")
     return sections
 
 
@@ -156,6 +164,22 @@ def read_variants() -> Mapping[str, Mapping[str, Mapping[str, Any]]]:
                 )
             _checked(where, _mapping(VARIANTS, f"{method}.{label}", changes), settings(method))
     return {m: {label: c or {} for label, c in labels.items()} for m, labels in variants.items()}
+
+
+def changes_of(method: str, label: str, where: str = VARIANTS) -> Mapping[str, Any]:
+    """What a variant changes. Raises PedbenchError, starting with ``where``, if there is none."""
+    variants = {DEFAULT: {}, **read_variants().get(method, {})}
+    if label not in variants:
+        raise PedbenchError(
+            f"{where}: method '{method}' has no variant '{label}'{suggest(label, variants)} "
+            f"(it has: {', '.join(variants)})"
+        )
+    return variants[label]
+
+
+def section_of(method: str, label: str) -> str:
+    """The presets' section on a variant: ``method/label``, or ``method`` if it changes nothing."""
+    return f"{method}/{label}" if changes_of(method, label) else method
 
 
 def settings(method: str) -> dict[str, registry.Field]:
@@ -186,22 +210,18 @@ def resolve(
 
     ``swept`` are the values that the sweep named ``sweep`` puts on top of the variant.
     """
-    variants = read_variants().get(method, {})
-    if label != DEFAULT and label not in variants:
-        labels = [DEFAULT, *variants]
-        raise PedbenchError(
-            f"{VARIANTS}: method '{method}' has no variant '{label}'{suggest(label, labels)} "
-            f"(it has: {', '.join(labels)})"
-        )
+    changes, section = changes_of(method, label), section_of(method, label)
     own, known = registry.read_params(method), settings(method)
+
+    def preset(name: str) -> list[tuple[str, Mapping[str, Any]]]:
+        return [(f"{file}: {name}", p.get(name, {})) for file, p in protocol.presets.items()]
+
     layers = (
         (f"methods/{method}.py", {key: field.default for key, field in own.items()}),
         (protocol.source, {k: v for k, v in protocol.values.items() if k != "version"}),
-        *(
-            (f"{file}: {method}", preset.get(method, {}))
-            for file, preset in protocol.presets.items()
-        ),
-        (f"{VARIANTS}: {method}.{label}", variants.get(label, {})),
+        *preset(method),
+        (f"{VARIANTS}: {method}.{label}", changes),
+        *preset(section),
         (f"sweep {sweep}", swept or {}),
     )
     merged: dict[str, Any] = {}

@@ -162,7 +162,12 @@ def section(name: str, results: pd.DataFrame) -> Iterator[str]:
         yield f"{escape(registry.notes(name))}\n"
     yield from hyperparameters(name)
     named = {f"variant {code(k)}": v for k, v in read_variants().get(name, {}).items()}
-    named |= {f"preset {code(k)}": v[name] for k, v in presets().items() if name in v}
+    for preset, sections in presets().items():
+        for key, values in sections.items():
+            method, _, label = key.partition("/")
+            if method == name:
+                on = f" on {code(label)}" if label else ""
+                named[f"preset {code(preset)}{on}"] = values
     if named:
         rows = ((label, changes(values)) for label, values in named.items())
         yield from table(("Named settings", "What they change"), rows)
@@ -197,7 +202,7 @@ def in_words(space: tuple[float, float] | list[Any] | None) -> str:
 
 
 def presets() -> dict[str, Mapping[str, Mapping[str, Any]]]:
-    """Every preset: its name -> method -> settings."""
+    """Every preset: its name -> section -> settings."""
     names = sorted(path.stem for path in (ROOT / "config/presets").glob("*.yaml"))
     read = read_protocol("paper", tuple(names)).presets
     return {Path(file).stem: preset for file, preset in read.items()}

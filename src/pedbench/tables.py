@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -244,9 +244,9 @@ def departures(specs: Sequence[Mapping[str, Any]]) -> list[str]:
     ]
     own: dict[str, dict[str, str]] = {}
     for spec in specs:
-        values = from_presets(spec)
-        if values:
-            own.setdefault(display_name(spec["method"], DEFAULT), {}).update(values)
+        for section, key, value in from_presets(spec):
+            method, _, label = section.partition("/")
+            own.setdefault(display_name(method, label or DEFAULT), {})[key] = value
     listed = [
         f"{title} with {', '.join(f'{key} {value}' for key, value in values.items())}"
         for title, values in own.items()
@@ -257,14 +257,11 @@ def departures(specs: Sequence[Mapping[str, Any]]) -> list[str]:
     return [f"Departures from the paper's protocol: {sentence}"]
 
 
-def from_presets(spec: Mapping[str, Any]) -> dict[str, str]:
-    """The settings of a run whose values come from ``config/presets/``, in words."""
-    entries = {**spec["protocol"], **spec["params"]}
-    return {
-        key: in_words(entry["value"])
-        for key, entry in entries.items()
-        if isinstance(entry, Mapping) and entry["from"].startswith("config/presets/")
-    }
+def from_presets(spec: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """Section, setting and value, in words, of all that ``config/presets/`` sets in a run."""
+    for key, entry in {**spec["protocol"], **spec["params"]}.items():
+        if isinstance(entry, Mapping) and entry["from"].startswith("config/presets/"):
+            yield entry["from"].partition(": ")[2], key, in_words(entry["value"])
 
 
 def in_words(value: Any) -> str:

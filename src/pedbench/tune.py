@@ -1,4 +1,5 @@
-"""Equal budgets: every method gets the same number of trials over the space it declares.
+"""Equal budgets: every method, and every variant that is tuned by itself, gets the same number of
+trials over the space the method declares.
 
 A trial trains on the training subset and is scored by mA on the validation subset; test images
 are never read. What came out is a *record* (every trial) and the preset made of it, both
@@ -19,7 +20,7 @@ import yaml
 from tqdm import tqdm
 
 from pedbench import registry
-from pedbench.config import ROOT, read_protocol, read_variants
+from pedbench.config import ROOT, changes_of, read_protocol, section_of
 from pedbench.contracts import PedbenchError
 from pedbench.files import digest, read_json, write_json, write_text
 from pedbench.manifest import read_manifest
@@ -39,10 +40,10 @@ RANDOM_TRIALS = 5  # after the start, before the sampler trusts what it has seen
 
 
 def tuned(plan: Plan) -> dict[str, Experiment]:
-    """Method -> the experiment of ``plan`` that is tuned: each that trains.
+    """Section of the preset -> the experiment of ``plan`` that is tuned: each that trains.
 
-    Raises PedbenchError unless the plan says ``trials``, has one dataset and one variant of each
-    method, and every method declares a space that holds its starting values.
+    Raises PedbenchError unless the plan says ``trials``, has one dataset, and every method declares
+    a space that holds its starting values and nothing that its variant fixes.
     """
     if "trials" not in plan.config:
         raise PedbenchError(
@@ -53,16 +54,9 @@ def tuned(plan: Plan) -> dict[str, Experiment]:
         raise PedbenchError("tune: 'datasets' names several; methods are tuned on one")
     chosen: dict[str, Experiment] = {}
     for experiment in plan.experiments:
-        method = experiment.method
-        if not registry.trains(method):
-            continue
-        if method in chosen:
-            raise PedbenchError(
-                f"tune: 'methods' has two variants of {method}; name the one to be tuned, the "
-                "others share its values"
-            )
-        _check_start(experiment, registry.read_search(method))
-        chosen[method] = experiment
+        if experiment.in_tables and registry.trains(experiment.method):
+            _check_start(experiment, registry.read_search(experiment.method))
+            chosen[section_of(experiment.method, experiment.variant)] = experiment
     return chosen
 
 
@@ -73,7 +67,7 @@ def _check_start(experiment: Experiment, space: Space) -> None:
         raise PedbenchError(
             f"{where} is missing; declare what is tuned, e.g. search = {{'lr': (1e-4, 1e-1)}}"
         )
-    fixed = read_variants().get(method, {}).get(label, {}).keys() & space
+    fixed = changes_of(method, label).keys() & space
     if fixed:
         raise PedbenchError(
             f"tune: the variant {method}/{label} fixes '{min(fixed)}', which is searched; tune "
@@ -98,9 +92,9 @@ def tune(
     threads: int,
     out: Path,
 ) -> None:
-    """Run what is missing of the first ``trials`` trials and write the method's record to
-    ``out``. The first trial is the start. Finished trials are kept beside ``config_path``, and
-    each depends on those before it alone: a killed tuning goes on to the same record.
+    """Run what is missing of the first ``trials`` trials and write their record to ``out``, under
+    its section. The first trial is the start. Finished trials are kept beside ``config_path``,
+    and each depends on those before it alone: a killed tuning goes on to the same record.
 
     A trial whose training diverges counts, without a score.
     """
@@ -128,7 +122,7 @@ def tune(
         write_json(kept, {"study": study, "trials": done})
         shutil.rmtree(folder / str(number), ignore_errors=True)
     record = {"variant": config.variant, "space": encode(space), "trials": done[:trials]}
-    write_json(out, {config.method: record})
+    write_json(out, {section_of(config.method, config.variant): record})
 
 
 def _score(job: Job, params: dict[str, Any], seeds: Sequence[int], folder: Path) -> float | None:
@@ -191,13 +185,13 @@ def encode(space: Space) -> dict[str, dict[str, list[Any]]]:
     }
 
 
-def best(method: str, trials: Sequence[Trial]) -> Trial:
+def best(section: str, trials: Sequence[Trial]) -> Trial:
     """The trial with the highest score, the earliest of equals."""
     scored = [trial for trial in trials if trial["mA"] is not None]
     if not scored:
         raise PedbenchError(
-            f"tune: every trial of {method} diverged; lower the rates in Method.search of "
-            f"methods/{method}.py and its start"
+            f"tune: every trial of {section} diverged; lower the rates in Method.search of "
+            f"methods/{section.partition('/')[0]}.py and its start"
         )
     return max(scored, key=lambda trial: trial["mA"])
 
@@ -205,7 +199,7 @@ def best(method: str, trials: Sequence[Trial]) -> Trial:
 def write_preset(plan: Mapping[str, Any], trials: int, records: Sequence[Path], out: Path) -> None:
     """Write the record of all methods to ``out`` and the preset beside it, as YAML.
 
-    ``plan`` holds the contents of plan.json. Methods outside the plan keep what the committed
+    ``plan`` holds the contents of plan.json. Sections outside the plan keep what the committed
     record says of them if it was made under the same conditions.
     """
     first = next(e for e in plan["experiments"] if registry.trains(e["method"]))
@@ -240,11 +234,11 @@ def preset_text(record: Mapping[str, Any]) -> str:
         "docs/decisions/tuning.md. Spaces and every trial: the JSON file beside this one. "
     )
     lines = [f"# {line}" for line in wrap(made + _conditions(record), 98)]
-    for method, one in sorted(record["methods"].items()):
-        chosen, start = best(method, one["trials"]), one["trials"][0]
+    for section, one in sorted(record["methods"].items()):
+        chosen, start = best(section, one["trials"]), one["trials"][0]
         values = yaml.safe_dump(chosen["values"], default_flow_style=True, width=1000).strip()
         scores = f"validation mA {_percent(chosen['mA'])}, at the start {_percent(start['mA'])}"
-        lines += ["", f"# {scores}", f"{method}: {values}"]
+        lines += ["", f"# {scores}", f"{section}: {values}"]
     return "\n".join(lines if record["methods"] else [*lines, "{}"]) + "\n"
 
 
@@ -263,19 +257,19 @@ def _conditions(record: Mapping[str, Any]) -> str:
 
 
 def tuning_markdown(preset: str = PRESET) -> str:
-    """How ``preset`` was tuned: conditions, then space, chosen values and scores per method."""
+    """How ``preset`` was tuned: conditions, then space, chosen values and scores per section."""
     record = read_record(preset)
     if not record["methods"]:
         return f"{_conditions(record)}\n"
     head = ("Method", "Searched (log scale)", "Chosen", "Validation mA", "At the start", "Diverged")
     rows = [head, ("---", "---", "---", "---:", "---:", "---:")]
-    for method, one in sorted(record["methods"].items()):
-        chosen, trials = best(method, one["trials"]), one["trials"]
+    for section, one in sorted(record["methods"].items()):
+        chosen, trials = best(section, one["trials"]), one["trials"]
         searched = [f"`{key}` {_in_words(values)}" for key, values in one["space"].items()]
         values = [f"`{key}` {_shown(value)}" for key, value in chosen["values"].items()]
         rows.append(
             (
-                display_name(method, one["variant"]),
+                display_name(section.partition("/")[0], one["variant"]),
                 "; ".join(searched),
                 "; ".join(values),
                 _percent(chosen["mA"]),

@@ -115,6 +115,20 @@ def test_later_layers_win_and_leave_their_origin(shelf):
     assert full["from"] == "methods/full_finetune.py"
 
 
+def test_a_variants_section_wins_over_those_of_its_method(shelf):
+    """Also over a later file's, and for that variant alone."""
+    presets = shelf / "config/presets"
+    (presets / "first.yaml").write_text("lora: {lr: 0.25}\nlora/text: {lr: 0.5}")
+    (presets / "second.yaml").write_text("lora: {lr: 0.125}")
+    protocol = read_protocol("embedded", ("first", "second"))
+    lr = {v: resolve("lora", v, protocol)["params"]["lr"] for v in ("default", "text", "pair_head")}
+    assert lr["text"] == {"value": 0.5, "from": "config/presets/first.yaml: lora/text"}
+    second = {"value": 0.125, "from": "config/presets/second.yaml: lora"}
+    assert lr["default"] == lr["pair_head"] == second
+    swept = resolve("lora", "text", protocol, {"lr": 1.0}, "rates")["params"]["lr"]
+    assert swept == {"value": 1.0, "from": "sweep rates"}
+
+
 @pytest.mark.parametrize(
     ("variants", "message"),
     [
@@ -201,6 +215,18 @@ def test_protocol_errors(shelf, old, new, message):
             "config/presets/own.yaml: linear_probe: unknown key 'rate' (known: ",
         ),
         ("linear_probe: 1", "config/presets/own.yaml: linear_probe: 'key: value' pairs are wanted"),
+        (
+            "lora/txt: {}",
+            "config/presets/own.yaml: method 'lora' has no variant 'txt'; did you mean",
+        ),
+        (
+            "vpt/deep: {}",
+            "config/presets/own.yaml: vpt/deep: the variant changes nothing; its secti",
+        ),
+        (
+            "maple/shallow: {prompt_depth: 2}",
+            "config/presets/own.yaml: maple/shallow: prompt_depth: the variant fixes it; delete it",
+        ),
     ],
 )
 def test_preset_errors(shelf, preset, message):

@@ -163,6 +163,16 @@ def test_departures_are_those_of_the_protocol_and_of_presets():
     ]
 
 
+def test_departures_tell_a_variants_values_from_its_methods():
+    lr = {section: {"value": 0.5, "from": f"config/presets/a.yaml: {section}"} for section in
+          ("lora", "lora/text")}  # fmt: skip
+    spec = resolve("lora", "default", read_protocol("paper"))
+    specs = [{"method": "lora", **spec, "params": {"lr": value}} for value in lr.values()]
+    assert departures(specs) == [
+        "Departures from the paper's protocol: LoRA with lr 0.5; LoRA (text) with lr 0.5"
+    ]
+
+
 def test_the_documents_lines_recompute_every_p_value(tables, monkeypatch):
     monkeypatch.chdir(tables)
     (tables / "results").symlink_to(tables)

@@ -13,7 +13,7 @@ import yaml
 from pedbench import registry
 from pedbench import train as job
 from pedbench import tune as module
-from pedbench.config import ROOT, read_protocol, read_yaml, resolve
+from pedbench.config import ROOT, read_protocol, read_yaml, resolve, section_of
 from pedbench.contracts import PedbenchError
 from pedbench.files import read_json, write_json
 from pedbench.manifest import write_manifest
@@ -43,16 +43,24 @@ def test_what_does_not_train_is_not_tuned():
     assert {m: e.variant for m, e in tuned(plan).items()} == {"linear_probe": "default"}
 
 
+def test_the_form_that_changes_nothing_is_tuned_for_its_method_another_for_itself():
+    plan = make_plan({**PLAN, "methods": ["promptpar/global_deep", "promptpar/region_deep"]})
+    variants = {section: e.variant for section, e in tuned(plan).items()}
+    assert variants == {"promptpar/global_deep": "global_deep", "promptpar": "region_deep"}
+
+
+def test_the_shipped_plan_can_be_tuned():
+    sections = tuned(make_plan(PLAN))
+    assert len(sections) == len(PLAN["methods"])
+    assert {"lora", "lora/text", "peft_tuner", "peft_tuner/dora"} <= sections.keys()
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (
             {"datasets": ["synthetic_a/standard", "synthetic_b/standard"]},
             "tune: 'datasets' names several; methods are tuned on one",
-        ),
-        (
-            {"methods": ["promptpar/region_deep", "promptpar/global_deep"]},
-            "tune: 'methods' has two variants of promptpar; name the one to be tuned",
         ),
     ],
 )
@@ -120,8 +128,10 @@ def test_suggestions_stay_in_the_space_and_find_its_better_part():
 
 def test_the_best_trial_is_the_earliest_of_equals():
     assert best("m", [trial(0.5, lr=1), trial(None, lr=2), trial(0.5, lr=3)])["values"] == {"lr": 1}
-    with fails("tune: every trial of m diverged; lower the rates in Method.search of methods/m.py"):
-        best("m", [trial(None, lr=1)])
+    with fails(
+        "tune: every trial of m/v diverged; lower the rates in Method.search of methods/m.py"
+    ):
+        best("m/v", [trial(None, lr=1)])
 
 
 @pytest.fixture
@@ -271,6 +281,13 @@ def test_a_method_tuned_alone_joins_those_of_the_same_budget(shelf):
     assert sorted(made(shelf, "probe", trials=5)["methods"]) == ["linear_probe"]
 
 
+def test_a_record_of_a_variant_is_a_preset_of_that_variant(shelf):
+    write_json(shelf / "probe.json", {"lora/text": {**RECORD, "variant": "text"}})
+    write_json(shelf / "config/presets/equal_budget.json", made(shelf, "probe"))
+    assert yaml.safe_load((shelf / "out.yaml").read_text()) == {"lora/text": {"lr": 0.1}}
+    assert "| LoRA (text) | `lr` 0.001 to 0.3 | `lr` 0.1 |" in tuning_markdown()
+
+
 def test_the_report_shows_spaces_and_chosen_values(shelf):
     assert tuning_markdown() == "Nothing is tuned yet.\n"
     write_json(shelf / "config/presets/equal_budget.json", made(shelf, "probe"))
@@ -283,6 +300,8 @@ def test_the_report_shows_spaces_and_chosen_values(shelf):
 def test_the_committed_preset_is_what_its_record_says():
     record = module.read_record("equal_budget")
     assert (ROOT / "config/presets/equal_budget.yaml").read_text() == preset_text(record)
-    for method, one in record["methods"].items():
+    for section, one in record["methods"].items():
+        method = section.partition("/")[0]
+        assert section == section_of(method, one["variant"])
         assert one["space"] == encode(registry.read_search(method)), "tune it again"
-        assert len(one["trials"]) == record["trials"], method
+        assert len(one["trials"]) == record["trials"], section

@@ -10,7 +10,7 @@ def markers_of_runs(wildcards):
 
 
 def to_tune():
-    """Method -> the experiment that is tuned."""
+    """Section of the preset -> the experiment that is tuned."""
     try:
         return tuned(PLAN)
     except PedbenchError as error:

@@ -1,4 +1,5 @@
-# Equal tuning budgets: one job per method of the plan, then the preset of all of them.
+# Equal tuning budgets: one job per method or variant of the plan, then the preset of all of them.
+# A section is `method` or `method/variant`.
 
 
 rule tune:
@@ -9,7 +10,7 @@ rule tune:
 rule preset:
     input:
         plan=f"{RESULTS}/plan.json",
-        records=lambda _: [f"{RESULTS}/tuned/{method}.json" for method in to_tune()],
+        records=lambda _: [f"{RESULTS}/tuned/{section}.json" for section in to_tune()],
     output:
         json=f"{RESULTS}/tuned/equal_budget.json",
         yaml=f"{RESULTS}/tuned/equal_budget.yaml",
@@ -26,14 +27,16 @@ rule preset:
 
 rule trials:
     input:
-        config=lambda wildcards: f"{to_tune()[wildcards.method].folder}/config.json",
+        config=lambda wildcards: f"{to_tune()[wildcards.section].folder}/config.json",
         manifest=[source.manifest for source in PLAN.sources.values()],
         weights=f"{RESULTS}/weights/{PLAN.config['backbone']}.json",
-        method="methods/{method}.py",
+        method=lambda wildcards: f"methods/{to_tune()[wildcards.section].method}.py",
     output:
-        f"{RESULTS}/tuned/{{method}}.json",
+        f"{RESULTS}/tuned/{{section}}.json",
     log:
-        f"{RESULTS}/logs/tune/{{method}}.log",
+        f"{RESULTS}/logs/tune/{{section}}.log",
+    wildcard_constraints:
+        section="(?!equal_budget).+",
     conda:
         "../envs/pedbench.yaml"
     threads: PLAN.config["threads_per_job"]
