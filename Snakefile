@@ -64,7 +64,9 @@ onstart:
     todo = list(workflow.dag.needrun_jobs())
     markers = [str(job.output[0]) for job in todo if job.rule.name == "train"]
     tuning = [
-        to_tune()[job.wildcards.section] for job in todo if job.rule.name == "trials"
+        to_tune()[job.wildcards.section]
+        for job in todo
+        if job.rule.name == "trials"
     ]
     print(
         describe(PLAN, workflow.resource_settings.cores or 1, markers, tuning),
