@@ -2,12 +2,11 @@
 
 Columns: ``image`` (path relative to the root), ``sha256`` of the file, ``identity``, ``camera``,
 ``label:<attribute>`` (int8: 0, 1 or -1) and ``split:<split>`` ("train", "val", "test" or "").
-The file's metadata hold the dataset's name, root, attributes and the digest of all rows.
+The file's metadata hold the dataset's name, root, attributes and the digest of these and all rows.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pedbench.contracts import UNKNOWN, Attribute, BaseDataset, PedbenchError, Record
-from pedbench.files import file_sha256, write_atomic
+from pedbench.files import digest, file_sha256, write_atomic
 
 SUBSETS = ("train", "val", "test")
 KEY = b"pedbench"
@@ -81,7 +80,8 @@ def build_manifest(
         rows[f"label:{attribute.name}"] = labels[:, column]
     for split in dataset.SPEC.splits:
         rows[f"split:{split}"] = [r.subset.get(split, "") for r in records]
-    manifest = Manifest(name, root, dataset.SPEC.attributes, _digest(rows), rows)
+    attributes = dataset.SPEC.attributes
+    manifest = Manifest(name, root, attributes, _digest(attributes, rows), rows)
     write_manifest(manifest, out)
     return manifest
 
@@ -114,8 +114,10 @@ def read_manifest(path: Path) -> Manifest:
     return Manifest(meta["dataset"], Path(meta["root"]), attributes, meta["digest"], rows)
 
 
-def _digest(rows: pd.DataFrame) -> str:
-    return hashlib.sha256(rows.to_csv(index=False, lineterminator="\n").encode()).hexdigest()
+def _digest(attributes: tuple[Attribute, ...], rows: pd.DataFrame) -> str:
+    """What a run reads of a dataset: images, labels, splits, and the words of its attributes."""
+    table = rows.to_csv(index=False, lineterminator="\n")
+    return digest({"attributes": [asdict(a) for a in attributes], "rows": table})
 
 
 def _check_records(name: str, dataset: BaseDataset, records: list[Record]) -> None:
