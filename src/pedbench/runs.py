@@ -23,7 +23,10 @@ from pedbench.files import digest, file_sha256, read_json, write_json
 from pedbench.registry import source_path
 
 REFUSED = "refused.json"
-PACKAGES = ("torch", "torchvision", "open_clip_torch", "accelerate", "numpy", "pillow")
+PACKAGES = (
+    *("torch", "torchvision", "open_clip_torch", "peft", "timm", "transformers", "accelerate"),
+    *("optuna", "numpy", "pillow"),
+)
 
 
 @dataclass(frozen=True)

@@ -215,21 +215,23 @@ class Job:
             label="/".join(folder.path.parts[-5:]),
         ).run()
 
-    def _logits(self, model: nn.Module, part: Part):
-        return predict_logits(
+    def _logits(self, model: nn.Module, part: Part) -> np.ndarray:
+        """Raises Diverged when the last step, whose loss nobody saw, left logits not finite."""
+        logits = predict_logits(
             model, part.images, self.backbone, self.config.protocol, self.accelerator
         )
+        if not np.isfinite(logits).all():
+            raise Diverged(
+                f"{self.config.method}: the trained model's logits are not finite. Lower the "
+                "learning rate, set clip_norm or use precision fp32"
+            )
+        return logits
 
     def _validation(self, part: Part) -> Validate:
         """mA on the validation subset, for best_val selection."""
 
         def validate(model: nn.Module) -> float:
             logits = self._logits(model, part)
-            if not np.isfinite(logits).all():
-                raise Diverged(
-                    f"{self.config.method}: the trained model's logits of validation images are "
-                    "not finite. Lower the learning rate, set clip_norm or use precision fp32"
-                )
             threshold = self.config.protocol.threshold
             return score(sigmoid(logits), part.manifest.labels, threshold)["mA"]
 

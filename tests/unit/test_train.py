@@ -12,15 +12,17 @@ import sys
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from conftest import NoiseDataset
 from PIL import Image
 
 from pedbench import train as job
 from pedbench.cli import main
 from pedbench.config import read_protocol, resolve
 from pedbench.contracts import PedbenchError
+from pedbench.engine import Diverged
 from pedbench.files import file_sha256, read_json, write_json
 from pedbench.label import label_pictures
-from pedbench.manifest import write_manifest
+from pedbench.manifest import build_manifest, write_manifest
 from pedbench.nn.backbone import load_backbone
 from pedbench.results import sigmoid
 from pedbench.runs import RunFolder, derive_seed, refusal
@@ -78,6 +80,38 @@ def test_a_changed_setting_repeats_the_run(prepare, tmp_path):
     after = job.train(*prepare(lr=0.5), seeds=[0], threads=1)
     assert before != after
     assert read_json(tmp_path / "v/seed0/config.json")["params"]["lr"]["value"] == 0.5
+
+
+@pytest.mark.parametrize(
+    "change", [{"region": "upper"}, {"phrase": "in a cap"}, {"negative": "bare"}]
+)
+def test_other_words_for_an_attribute_repeat_the_run(change, prepare, manifest, tmp_path):
+    """Texts are made of them: the images and labels are the same."""
+    inputs = prepare()
+    before = job.train(*inputs, seeds=[0], threads=1)
+    first = dataclasses.replace(manifest.attributes[0], **change)
+
+    class Worded(NoiseDataset):
+        SPEC = dataclasses.replace(
+            NoiseDataset.SPEC, attributes=(first, *NoiseDataset.SPEC.attributes[1:])
+        )
+
+    changed = build_manifest("noise", Worded(), manifest.root, {}, inputs[1])
+    assert changed.digest != manifest.digest and changed.rows.equals(manifest.rows)
+    after = job.train(*inputs, seeds=[0], threads=1)
+    assert after != before
+    assert read_json(tmp_path / "v/seed0/config.json")["digest"] == after["0"]
+
+
+def test_a_last_step_that_ruins_the_model_leaves_no_finished_run(prepare, tmp_path):
+    """One step, whose loss and gradient are finite."""
+    one = {"epochs": 1, "batch_size": 48, "warmup_epochs": 0, "selection": "last_epoch"}
+    with pytest.raises(
+        Diverged, match=r"^linear_probe: .* logits are not finite\. Lower the learn"
+    ):
+        job.train(*prepare(lr=3e37, **one), seeds=[0], threads=1)
+    assert (tmp_path / "v/seed0/adapter.safetensors").exists()
+    assert not (tmp_path / "v/seed0/train.done.json").exists()
 
 
 def test_a_tampered_result_is_noticed(prepare, tmp_path):
