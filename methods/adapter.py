@@ -6,19 +6,19 @@ et al., "AdapterFusion: Non-Destructive Task Composition for Transfer Learning",
 Trains: the bottlenecks and a linear head.
 Parameters: 1,215,795 at ViT-B/16, 3,211,059 at ViT-L/14 (64 units; 26,163 and 39,219 of them the
 head's, 51 attributes).
-Published: CIFAR-100 85.90 with AdaptFormer-64 on ViT-B/16; no pedestrian attributes.
+Published: CIFAR-100 85.90 with AdaptFormer-64 on ViT-B/16 pre-trained by masked autoencoding;
+no pedestrian attributes.
 Run: snakemake --cores all results/tables --config 'methods=[adapter]'
 
-Forms: ``adaptformer`` beside the MLP, reading what the block's second norm reads, ReLU, scaled;
-``pfeiffer`` behind the MLP; ``houlsby`` behind attention and MLP. All end in zeros, so that
-training starts from CLIP itself (Houlsby et al. start near it).
+Forms: ``adaptformer`` beside the MLP, reading what the block's second norm reads, ReLU, scaled,
+with the dropout of the authors' code; ``pfeiffer`` behind the MLP; ``houlsby`` behind attention and
+MLP. All end in zeros, so that training starts from CLIP itself (Houlsby et al. start near it).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
@@ -58,6 +58,7 @@ class Params:
     form: Literal["adaptformer", "pfeiffer", "houlsby"] = "adaptformer"  # where bottlenecks stand
     bottleneck: int = 64  # units of a bottleneck
     scale: float = 0.1  # factor of AdaptFormer's bottlenecks
+    dropout: float = 0.1  # of their units
     head: Literal["linear", "pair", "sigmoid"] = "linear"  # or against fixed texts
     template: str = "a photo of a person {}"  # of the fixed texts
     lr: float = 1e-3  # learning rate of the bottlenecks
@@ -65,13 +66,14 @@ class Params:
 
 
 class Bottleneck(nn.Sequential):
-    """Down, nonlinearity, up: ``(..., W) -> (..., W)``, zero before training."""
+    """Down, between, up: ``(..., W) -> (..., W)``, zero before training; ``between`` acts on the
+    units."""
 
-    def __init__(self, width: int, units: int, activation: nn.Module) -> None:
+    def __init__(self, width: int, units: int, *between: nn.Module) -> None:
         down, up = nn.Linear(width, units), nn.Linear(units, width)
         for zero in (down.bias, up.weight, up.bias):
             nn.init.zeros_(zero)
-        super().__init__(down, activation, up)
+        super().__init__(down, *between, up)
 
 
 class Behind(nn.Module):
@@ -101,14 +103,14 @@ class Beside(nn.Module):
 
 class Method(BaseMethod[Params]):
     needs_tokens = True
-    search: ClassVar[Mapping[str, Any]] = {"lr": (3e-4, 1e-1)}
+    search = {"lr": (3e-4, 1e-1)}
 
     def build(self, backbone: Backbone, task: Task) -> nn.Module:
         p, width = self.params, backbone.visual_width
         block: Any
         for block in backbone.clip.visual.transformer.resblocks:
             if p.form == "adaptformer":
-                bottleneck = Bottleneck(width, p.bottleneck, nn.ReLU())
+                bottleneck = Bottleneck(width, p.bottleneck, nn.ReLU(), nn.Dropout(p.dropout))
                 block.mlp = Beside(block.ln_2, block.mlp, bottleneck, p.scale)
                 block.ln_2 = nn.Identity()
             else:

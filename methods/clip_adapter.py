@@ -1,4 +1,4 @@
-"""CLIP-Adapter: a bottleneck that bends the image features, mixed with CLIP's own.
+"""CLIP-Adapter: a bottleneck on the image features, blended with them residually.
 
 Paper: Gao et al., "CLIP-Adapter: Better Vision-Language Models with Feature Adapters", IJCV 2024.
 Trains: the bottleneck.
@@ -12,9 +12,8 @@ authors' code.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Literal
 
 from torch import Tensor, nn
 
@@ -60,7 +59,7 @@ class Mixed(nn.Module):
 
 
 class Method(BaseMethod[Params]):
-    search: ClassVar[Mapping[str, Any]] = {"lr": (1e-4, 1e-1), "ratio": [0.2, 0.4, 0.6, 0.8]}
+    search = {"lr": (1e-4, 1e-1), "ratio": [0.2, 0.4, 0.6, 0.8]}
 
     def build(self, backbone: Backbone, task: Task) -> nn.Module:
         p, width = self.params, backbone.embed_dim

@@ -13,9 +13,8 @@ encodes the texts of one image after the other, here those of a batch go through
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Literal
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -59,7 +58,7 @@ class ConditionalHead(nn.Module):
 
 
 class Method(BaseMethod[Params]):
-    search: ClassVar[Mapping[str, Any]] = {"lr": (1e-3, 1e-1), "reduction": [2, 4, 8, 16]}
+    search = {"lr": (1e-3, 1e-1), "reduction": [2, 4, 8, 16]}
 
     def supports(self, task: Task, backbone: Backbone) -> str | None:
         return super().supports(task, backbone) or softmax_reason(self.params.head, task)

@@ -1,4 +1,4 @@
-"""CoOp: learned context vectors in place of the words around a class name.
+"""CoOp: learned context vectors replace the words around a class name.
 
 Paper: Zhou et al., "Learning to Prompt for Vision-Language Models", IJCV 2022.
 Trains: the context vectors.
@@ -10,15 +10,16 @@ Run: snakemake --cores all results/tables --config 'methods=[coop]'
 CoOp chooses one class of many by a softmax; for attributes, which are many yes/no questions, it
 gets the head that all methods share, a class name being "person wearing a hat". The authors' code
 ignores class_specific where words start the context; here every class then learns its own copy of
-them, and class_specific = false is what that code computes. It also keeps the vectors in half
-precision, where small steps are lost; here they are float32 under every precision.
+them, and class_specific = false is what that code computes. Under the head ``pair`` presence and
+absence are two classes, so that class_specific learns 2A contexts for A attributes. The authors'
+code also keeps the vectors in half precision, where small steps are lost; here they are float32
+under every precision.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Literal
 
 from torch import nn
 
@@ -50,7 +51,7 @@ class Params:
 
 
 class Method(BaseMethod[Params]):
-    search: ClassVar[Mapping[str, Any]] = {"lr": (1e-3, 1e-1), "context_length": [4, 8, 16]}
+    search = {"lr": (1e-3, 1e-1), "context_length": [4, 8, 16]}
 
     def supports(self, task: Task, backbone: Backbone) -> str | None:
         return super().supports(task, backbone) or softmax_reason(self.params.head, task)

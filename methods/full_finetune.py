@@ -3,7 +3,7 @@
 Paper: Kumar et al., "Fine-Tuning can Distort Pretrained Features and Underperform
 Out-of-Distribution", ICLR 2022, for the order: first the head alone on frozen features (the
 protocol's ``head_init``), then everything.
-Trains: the image tower and the head.
+Trains: the image tower and a linear head.
 Parameters: 86,218,803 at ViT-B/16, 304,005,427 at ViT-L/14 (51 attributes)
 Published: on average 10 % more accurate out-of-distribution, 1 % in-distribution, than fine-tuning
 from a random head; no pedestrian attributes.
@@ -13,12 +13,13 @@ Run: snakemake --cores all results/tables --config 'methods=[full_finetune]'
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from torch import nn
 
 from pedbench.contracts import BaseMethod, Task
 from pedbench.nn.backbone import Backbone
-from pedbench.nn.heads import ImageClassifier, LinearHead
+from pedbench.nn.heads import ImageClassifier, image_head
 
 BIBTEX = """
 @inproceedings{kumar2022finetuning,
@@ -33,6 +34,8 @@ BIBTEX = """
 
 @dataclass(frozen=True)
 class Params:
+    head: Literal["linear", "pair", "sigmoid"] = "linear"  # or against fixed texts
+    template: str = "a photo of a person {}"  # of the fixed texts
     lr: float = 1e-5  # learning rate of the image tower
     head_lr: float = 1e-3  # learning rate of the head
 
@@ -41,7 +44,7 @@ class Method(BaseMethod[Params]):
     search = {"lr": (1e-5, 1e-2), "head_lr": (1e-4, 1e-1)}
 
     def build(self, backbone: Backbone, task: Task) -> nn.Module:
-        head = LinearHead(backbone.embed_dim, len(task.attributes))
+        head = image_head(self.params.head, backbone, task, self.params.template)
         model = ImageClassifier(backbone, head)
         backbone.clip.visual.requires_grad_(True)
         return model

@@ -7,8 +7,9 @@ Parameters: 26,163 at ViT-B/16, 39,219 at ViT-L/14 (51 attributes)
 Published: ImageNet accuracy 80.2 with ViT-B/16, 83.9 with ViT-L/14; no pedestrian attributes.
 Run: snakemake --cores all results/tables --config 'methods=[linear_probe]'
 
-The paper fits a multinomial logistic regression by L-BFGS; here one sigmoid per attribute learns
-by the protocol's optimiser, on features standardised over the batch.
+The paper fits a multinomial logistic regression by L-BFGS on the features before CLIP's projection
+into the joint space. Here one sigmoid per attribute learns by the protocol's optimiser on those
+behind it, which all methods share, standardised over the batch.
 """
 
 from __future__ import annotations

@@ -18,9 +18,8 @@ and, as in its code, the factor alpha / sqrt(rank), where Hu et al. have alpha /
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from torch import nn
 
@@ -60,7 +59,7 @@ class Params:
 
 
 class Method(BaseMethod[Params]):
-    search: ClassVar[Mapping[str, Any]] = {"lr": (3e-4, 1e-1)}
+    search = {"lr": (3e-4, 1e-1)}
 
     def supports(self, task: Task, backbone: Backbone) -> str | None:
         p = self.params

@@ -7,9 +7,9 @@ Published: accuracy after 16 images per class of ImageNet, ViT-B/16, depth 3: Im
 of ten other datasets 66.30; no pedestrian attributes.
 Run: snakemake --cores all results/tables --config 'methods=[maple]'
 
-The paper classifies by a softmax; docs/decisions/prompt_learners.md says what stands in its place
-and how the released code differs. A prompted layer of the image tower is coupled to the same layer
-of the text tower, so the shallower tower limits the depth.
+The paper classifies by a softmax; docs/decisions/prompt_learners.md says what replaces it and how
+the released code differs. A prompted layer of the image tower is coupled to the same layer of the
+text tower, so the shallower tower limits the depth.
 """
 
 from __future__ import annotations

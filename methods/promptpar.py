@@ -5,7 +5,8 @@ Fusion", IEEE TCSVT 2024.
 Trains: visual and text prompts, region CLS tokens, the linear maps into the fusion, the head; CLIP
 and the fusion's blocks are frozen.
 Parameters: 2,232,831 at ViT-B/16, 3,865,087 at ViT-L/14 (51 attributes)
-Published: ViT-L/14, mA / F1: PETA 88.76 / 89.18, PA100K 87.47 / 90.15, RAPv1 85.45 / 82.38.
+Published: mA / instance F1, ViT-L/14: PETA 88.76 / 89.18, PA100K 87.47 / 90.15,
+RAPv1 85.45 / 82.38.
 Run: snakemake --cores all results/tables --config 'methods=[promptpar/region_deep]'
 
 The defaults are the paper's, read soundly where its text and its code disagree; the variant

@@ -2,23 +2,23 @@
 
 Paper: Lian et al., "Scaling & Shifting Your Features: A New Baseline for Efficient Model Tuning",
 NeurIPS 2022.
-Trains: one scale and one shift per channel behind each norm and each linear layer of the image
-tower, and a linear head.
-Parameters: 231,987 at ViT-B/16, 583,987 at ViT-L/14 (51 attributes;
+Trains: one scale and one shift per channel behind the patch convolution, each norm and each linear
+layer of the image tower, and a linear head.
+Parameters: 233,523 at ViT-B/16, 586,035 at ViT-L/14 (51 attributes;
 26,163 and 39,219 of them are the head's).
 Published: CIFAR-100 93.99 with ViT-B/16 (full fine-tuning 93.82); no pedestrian attributes.
 Run: snakemake --cores all results/tables --config 'methods=[ssf]'
 
-Scales start around 1, shifts around 0, both with deviation 0.02, as in the authors' code: the
-start is near CLIP, not CLIP itself. The shift of the keys is removed by the attention's softmax,
+Scales start around 1, shifts around 0, both with deviation 0.02, and neither decays, as in the
+authors' code: the start is near CLIP, not CLIP itself. That code evaluates a moving average of the
+weights, which is left out here. The shift of the keys is removed by the attention's softmax,
 that of the last norm by the batch-norm of the linear head.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -46,13 +46,14 @@ class Params:
 
 
 class ScaleShift(nn.Module):
-    """``scale * layer(x) + shift`` along the last axis, of size W."""
+    """``scale * layer(x) + shift`` channel by channel: ``shape`` is ``(W,)`` where channels are the
+    last axis, ``(W, 1, 1)`` for images."""
 
-    def __init__(self, layer: nn.Module, width: int) -> None:
+    def __init__(self, layer: nn.Module, *shape: int) -> None:
         super().__init__()
         self.layer = layer
-        self.scale = nn.Parameter(1 + 0.02 * torch.randn(width))
-        self.shift = nn.Parameter(0.02 * torch.randn(width))
+        self.scale = nn.Parameter(1 + 0.02 * torch.randn(shape))
+        self.shift = nn.Parameter(0.02 * torch.randn(shape))
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.addcmul(self.shift, self.scale, self.layer(x))
@@ -60,7 +61,7 @@ class ScaleShift(nn.Module):
 
 class Method(BaseMethod[Params]):
     needs_tokens = True
-    search: ClassVar[Mapping[str, Any]] = {"lr": (1e-3, 1e-1)}
+    search = {"lr": (1e-3, 1e-1)}
 
     def build(self, backbone: Backbone, task: Task) -> nn.Module:
         visual = backbone.clip.visual
@@ -70,7 +71,11 @@ class Method(BaseMethod[Params]):
             if isinstance(module, nn.Linear | nn.LayerNorm)
         ]
         for name, module in layers:
-            out = len(module.bias)
-            visual.set_submodule(name, ScaleShift(module, out))
+            visual.set_submodule(name, ScaleShift(module, len(module.bias)))
+        visual.conv1 = ScaleShift(visual.conv1, backbone.visual_width, 1, 1)
         head = image_head(self.params.head, backbone, task, self.params.template)
         return ImageClassifier(backbone, head)
+
+    def param_groups(self, model: nn.Module) -> list[dict[str, Any]]:
+        decay = {"head": {}, "body": {"weight_decay": 0.0}}
+        return [group | decay[group["name"]] for group in super().param_groups(model)]

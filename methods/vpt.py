@@ -4,7 +4,9 @@ Paper: Jia et al., "Visual Prompt Tuning", ECCV 2022; against CLIP's texts: the 
 Khattak et al., CVPR 2023.
 Trains: visual prompts; the head if it is linear.
 Parameters: 73,728 at ViT-B/16, 196,608 at ViT-L/14
-Published: none with CLIP's texts or on pedestrian attributes.
+Published: against CLIP's texts, ViT-B/16, 16 images per class, mean accuracy of 11 data sets on
+base classes, novel ones and their harmonic mean: 80.24, 73.43, 76.68 (repository of Khattak et
+al.); no pedestrian attributes.
 Run: snakemake --cores all results/tables --config 'methods=[vpt]'
 
 The paper trains a linear head on the prompted features of a ViT without text tower
@@ -44,7 +46,7 @@ class Params:
 
     prompt_length: int = 8  # prompts per layer
     prompt_depth: int = 0  # first layers that get prompts of their own: 1 shallow, 0 all of them
-    head: Literal["pair", "sigmoid", "linear", "softmax"] = "pair"  # texts of presence and absence
+    head: Literal["linear", "pair", "sigmoid", "softmax"] = "pair"  # linear, or against fixed texts
     template: str = "a photo of a person {}"  # {} is replaced by the attribute's phrase
     lr: float = 2.5e-3  # rate of the prompts
     head_lr: float = 1e-3  # rate of a linear head or of the biases

@@ -5,12 +5,13 @@ IEEE TCSVT 2022.
 Trains: the image tower, the fusion, the embeddings of words and modalities, the head; the vectors
 of the sentences are fixed.
 Parameters: 86,430,105 at ViT-B/16, 86,430,105 at ViT-L/14 (51 attributes)
-Published: mA / F1 in PromptPAR's tables: PETA 85.31 / 86.71, PA100K 83.72 / 88.21, RAPv1
+Published: mA / instance F1 in PromptPAR's tables: PETA 85.31 / 86.71, PA100K 83.72 / 88.21, RAPv1
 82.67 / 80.84.
 Run: snakemake --cores all results/tables --config 'methods=[vtb/clip]'
 
 The default is the released code's model: its own ImageNet tower at the size of the images, whatever
-the backbone, and fixed sentence vectors of all-mpnet-base-v2 (the papers say BERT). At the authors'
+the backbone, and fixed sentence vectors of all-mpnet-base-v2 (the papers say BERT). timm fits its
+position embeddings to that size bicubically, the released code bilinearly. At the authors'
 256x128 pixels it has 86,377,881 parameters; the 87.15 M that are printed include a classifier of
 1000 classes which nothing uses.
 

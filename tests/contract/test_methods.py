@@ -32,7 +32,8 @@ TRAINED = [case for case in CASES if registry.trains(case[0])]
 INERT = {
     "bitfit": ("attn.k_proj.bias", "visual.ln_post.bias"),
     "ssf": ("attn.k_proj.shift", "visual.ln_post.shift"),
-    "full_finetune": ("attn.k_proj.bias", "visual.ln_post.bias"),
+    "full_finetune": ("attn.k_proj.bias",),
+    "full_finetune/default": ("visual.ln_post.bias",),
     "promptpar": ("fusion.linear.bias", "fusion.norm.bias", "head.bias"),
     "promptpar/released_code": ("text_prompts",),
     "peft_tuner/ln_tuning": ("visual.ln_post.bias",),
@@ -40,6 +41,12 @@ INERT = {
 }
 
 TRAINING_FREE = "training-free: sets itself from the training images"
+
+
+@pytest.fixture(autouse=True)
+def _no_downloads(monkeypatch):
+    """Networks of other authors start from random weights here."""
+    monkeypatch.setattr("pedbench.nn.pretrained._only_shapes", lambda: True)
 
 
 class Setting:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from pedbench.contracts import Batch, Task
 from pedbench.registry import load_method, load_params
 
 
-def build(name, backbone, task, **params):
+def build(name, backbone, task, **params) -> tuple[Any, Any]:
     method = load_method(name)(load_params(name, params))
     torch.manual_seed(0)
     return method, method.build(copy.deepcopy(backbone), task)
@@ -38,9 +39,9 @@ def test_adapters_start_from_clip(backbone, task, images, form):
 
 
 def test_adaptformer_reads_the_stream_before_the_norm(backbone, task):
-    _, model = build("adapter", backbone, task, scale=0.5)
+    _, model = build("adapter", backbone, task, scale=0.5, dropout=0.0)
     block = model.backbone.clip.visual.transformer.resblocks[0]
-    torch.nn.init.normal_(block.mlp.bottleneck[2].weight)
+    torch.nn.init.normal_(block.mlp.bottleneck[-1].weight)
     x = torch.randn(2, 5, backbone.visual_width)
     plain = backbone.clip.visual.transformer.resblocks[0]
     attended = x + plain.attention(q_x=plain.ln_1(x))
@@ -55,13 +56,29 @@ def test_ssf_can_be_folded_into_the_weights(backbone, task, images):
     visual = folded.backbone.clip.visual
     for name, module in list(visual.named_modules()):
         if type(module).__name__ == "ScaleShift":
-            layer, scale = module.layer, module.scale
-            scale = scale[:, None] if layer.weight.ndim == 2 else scale
-            with torch.no_grad():
-                layer.weight.mul_(scale)
-                layer.bias.mul_(module.scale).add_(module.shift)
+            layer, scale, shift = module.layer, module.scale.flatten(), module.shift.flatten()
+            bias = 0 if layer.bias is None else layer.bias.data
+            layer.weight.data.mul_(scale.data.view(-1, *[1] * (layer.weight.ndim - 1)))
+            layer.bias = torch.nn.Parameter(bias * scale + shift)
             visual.set_submodule(name, layer)
     torch.testing.assert_close(folded(images).logits, model(images).logits, rtol=1e-4, atol=1e-4)
+
+
+def test_only_the_head_of_ssf_decays(backbone, task):
+    method, model = build("ssf", backbone, task)
+    decays = {g["name"]: g.get("weight_decay", "protocol") for g in method.param_groups(model)}
+    assert decays == {"head": "protocol", "body": 0.0}
+
+
+@pytest.mark.parametrize(("form", "rate"), [("adaptformer", 0.1), ("houlsby", 0.0)])
+def test_adaptformer_alone_drops_units(backbone, task, form, rate):
+    _, model = build("adapter", backbone, task, form=form)
+    x = torch.randn(64, backbone.visual_width)
+    block = model.backbone.clip.visual.transformer.resblocks[0]
+    torch.nn.init.normal_(block.mlp.bottleneck[-1].weight)
+    assert torch.equal(block.mlp(x), block.mlp(x)) == (rate == 0.0)
+    block.eval()
+    assert torch.equal(block.mlp(x), block.mlp(x))
 
 
 def test_clip_adapter_without_its_share_is_clip(backbone, task, images):

@@ -14,7 +14,7 @@ from pedbench.nn.backbone import Backbone
 from pedbench.nn.sentences import attribute_sentences
 
 TextHeadKind = Literal["pair", "sigmoid", "softmax"]
-HeadKind = Literal["pair", "sigmoid", "softmax", "linear"]
+HeadKind = Literal["linear", "pair", "sigmoid", "softmax"]
 
 
 class Similarity(nn.Module):
@@ -59,6 +59,9 @@ def softmax_reason(kind: str, task: Task) -> str | None:
 def start_biases(model: nn.Module, batches: Iterable[Batch]) -> None:
     """Set the learned bias of every `Similarity` in ``model`` so that the mean logit of each
     attribute over ``batches`` is 0. Without it, CLIP's cosines (0.2 to 0.3, times 100) saturate.
+
+    0 is where the biases belong under the loss weighting ``balanced``. Under the others it is the
+    weighted log-odds of the attribute, which training must still reach.
     """
     biases = [m.bias for m in model.modules() if isinstance(m, Similarity) and m.bias is not None]
     if biases:

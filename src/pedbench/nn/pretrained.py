@@ -55,7 +55,7 @@ def _only_shapes() -> bool:
 def _fetching(name: str, instead: str) -> Iterator[None]:
     try:
         yield
-    except Exception as error:  # timm, transformers, hub and torch each raise their own
+    except OSError as error:  # hub, timm and transformers: not in the cache, no connection
         raise PedbenchError(
             f"the weights {name} are neither in Hugging Face's cache nor could they be downloaded "
             f"({error}): connect once, copy the cache of a machine that has them, or {instead}"

@@ -46,8 +46,14 @@ OUTER_NORMS = {"visual": r"visual\.(ln_pre|ln_post)", "text": "ln_final"}
 RESERVED = ("target_modules", "feedforward_modules", "peft_type", "task_type", "inference_mode")
 # tuners that need token embeddings, a task number per call or a transformers model
 NOT_LAYERS = ("Poly", "Shadow", "TrainableTokens", "XLora")
-# LoRA's starts that peft computes from data in a call of their own; without it they are plain LoRA
-NEEDS_DATA = ("eva", "corda", "lora_ga", "loftq")
+# LoRA's starts that are not offered, and why
+REFUSED_STARTS = {
+    **dict.fromkeys(
+        ("eva", "corda", "lora_ga"),
+        "is computed from data in a call of its own, without which it is plain LoRA",
+    ),
+    "loftq": "quantises the weights below it, which is another model than the other methods adapt",
+}
 
 
 def peft_config(tuner: str, options: dict[str, Any]) -> PeftConfig:
@@ -79,8 +85,9 @@ def peft_config(tuner: str, options: dict[str, Any]) -> PeftConfig:
                 f"options: {tuner}Config has no '{key}'{suggest(key, allowed)} "
                 f"(it has: {', '.join(allowed)})"
             )
-    if (start := options.get("init_lora_weights")) in NEEDS_DATA:
-        raise PedbenchError(f"options: init_lora_weights '{start}' needs data: choose another")
+    start = options.get("init_lora_weights")
+    if reason := REFUSED_STARTS.get(str(start)):
+        raise PedbenchError(f"options: init_lora_weights '{start}' {reason}: choose another")
     try:
         return known[tuner](**options)
     except (ValueError, TypeError) as error:
