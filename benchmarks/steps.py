@@ -92,7 +92,7 @@ EXAMPLES = """
 examples:
   python benchmarks/steps.py                               everything: 15-20 minutes
   python benchmarks/steps.py --methods coop                measure CoOp again, keep the others
-  python benchmarks/steps.py --backbone random:tiny_clip --out /tmp/try.json   seconds, to try it
+  python benchmarks/steps.py --backbone random:tiny_clip --out try.json   seconds, to try it
   python benchmarks/steps.py --markdown                    steps.json into README.md
 """
 
@@ -149,6 +149,8 @@ def measure_all(options: argparse.Namespace) -> None:
                 bar.write(f"{case.name}: {form}: {row['error']}")
         run["load"] = max(run["load"], round(os.getloadavg()[0], 1))
         options.out.write_text(json.dumps(report, indent=1) + "\n")
+    run["finished"] = True
+    options.out.write_text(json.dumps(report, indent=1) + "\n")
     wrong = list(disagreements(rows))
     print(tables(report))
     if wrong:
@@ -314,6 +316,7 @@ def about_run(options: argparse.Namespace) -> dict[str, Any]:
         "backbone": options.backbone,
         "repeats": options.repeats,
         "load": 0.0,
+        "finished": False,
     }
 
 
@@ -372,7 +375,8 @@ def tables(report: dict[str, Any]) -> str:
             single.append([f"`{trick}`", *cells])
     parts = [markdown(costs)] + ([markdown(single)] if ablated else [])
     facts = [
-        f"`{run['command']}`, {run['date']}: {run['machine']}, {run['cores']} cores, one used "
+        f"`{run['command']}`{'' if run['finished'] else ' (stopped before its end)'}, "
+        f"{run['date']}: {run['machine']}, {run['cores']} cores, one used "
         f"(load up to {run['load']}), torch {run['torch']}, {run['backbone']}; CPU seconds, least "
         f"of {run['repeats']}."
         for run in report["runs"]
