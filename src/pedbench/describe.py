@@ -218,7 +218,7 @@ def solves(name: str) -> str:
     tasks = ", ".join(code(task) for task in registry.class_attribute(name, "tasks"))
     if registry.class_attribute(name, "needs_tokens"):
         return f"{tasks}, on vision transformers (it works among their patch tokens)"
-    return f"{tasks}, on any image tower"
+    return f"{tasks}, on any image tower; settings that need patch tokens are refused without them"
 
 
 def changes(values: Mapping[str, Any]) -> str:
