@@ -14,6 +14,7 @@ from pathlib import Path
 from snakemake.exceptions import WorkflowError
 from snakemake.utils import min_version
 
+from pedbench.config import read_yaml
 from pedbench.contracts import PedbenchError
 from pedbench.devices import visible_gpus
 from pedbench.estimate import describe
@@ -26,8 +27,12 @@ min_version("9.0")
 
 try:
     source = config_source(workflow.configfiles, workflow.config_settings.config)
+    for file in workflow.configfiles:
+        read_yaml(file)  # refuses a key that stands twice; Snakemake keeps the last
     PLAN = make_plan(config, source)
     check_results_folder(PLAN.results)
+    if "tune" in workflow.dag_settings.targets:
+        tuned(PLAN)
 except PedbenchError as error:
     raise WorkflowError(str(error)) from None
 

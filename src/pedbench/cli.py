@@ -15,7 +15,7 @@ from typing import Any
 from pedbench import __version__
 from pedbench.contracts import PedbenchError
 
-EPILOG = """\
+EXAMPLES = """\
 examples:
   snakemake --cores all results/tables    run the benchmark (see README.md)
   pedbench list                           methods, datasets and variants at hand
@@ -49,24 +49,31 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
         prog="pedbench",
         description="Benchmark of parameter-efficient fine-tuning of CLIP on pedestrians.",
-        epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     top.add_argument("--version", action="version", version=f"pedbench {__version__}")
-    commands = top.add_subparsers(required=True, metavar="COMMAND")
+    commands = top.add_subparsers(required=True, metavar="COMMAND", title="commands")
+    steps: dict[str, str] = {}
 
-    def add(name: str, command: Callable[..., Any], about: str) -> argparse.ArgumentParser:
-        one = commands.add_parser(name, help=about, description=about[0].upper() + about[1:] + ".")
+    def add(name: str, command: Callable[..., Any], about: str, **listed: Any):
+        one = commands.add_parser(name, description=about[0].upper() + about[1:] + ".", **listed)
         one.set_defaults(command=command)
         return one
 
-    one = add("list", list_plugins, "show the methods, their variants, and the datasets at hand")
+    def user(name: str, command: Callable[..., Any], about: str) -> argparse.ArgumentParser:
+        return add(name, command, about, help=about)
+
+    def step(name: str, command: Callable[..., Any], about: str) -> argparse.ArgumentParser:
+        steps[name] = about
+        return add(name, command, about)
+
+    one = user("list", list_plugins, "show the methods, their variants, and the datasets at hand")
     one.add_argument("--params", metavar="METHOD", help="explain every hyperparameter of a method")
 
-    one = add("cite", cite, "print the BibTeX of what a plan or a table compares, and of the suite")
+    one = user("cite", cite, "print the BibTeX of the suite and what a plan or a table compares")
     what = one.add_mutually_exclusive_group()
     what.add_argument(
-        "--config",
+        "--configfile",
         type=Path,
         default=Path("config/config.yaml"),
         help="the methods and datasets of this plan (default: %(default)s)",
@@ -77,7 +84,7 @@ def parser() -> argparse.ArgumentParser:
         "files in methods/ and datasets/; a file without one is named in a comment."
     )
 
-    one = add("docs", docs, "write docs/methods.md and the docs' tables of results")
+    one = user("docs", docs, "write docs/methods.md and the docs' tables of results")
     what = one.add_mutually_exclusive_group()
     what.add_argument("--check", action="store_true", help="write nothing; fail if it would change")
     what.add_argument(
@@ -86,49 +93,54 @@ def parser() -> argparse.ArgumentParser:
         help="first keep the numbers of this finished plan in resources/embedded_results.csv",
     )
 
-    one = add("predict", predict, "label pictures with a trained adapter, as CSV")
+    one = user("predict", predict, "label pictures with a trained adapter, as CSV")
     one.add_argument("pictures", nargs="+", type=Path, help="picture files or folders of them")
     one.add_argument("--run", required=True, type=Path, help="a seed folder below results/runs")
     one.add_argument("--out", type=Path, help="CSV file (default: standard output)")
     one.add_argument("--weights", type=Path, help="backbone checkpoint, if not found by name")
 
-    one = add("new-method", new_method, "write methods/NAME.py from a working template")
+    one = user("new-method", new_method, "write methods/NAME.py from a working template")
     one.add_argument("name", help="lower-case letters, digits and underscores")
-    one = add("new-dataset", new_dataset, "write datasets/NAME.py, which reads images + a CSV")
+    one = user("new-dataset", new_dataset, "write datasets/NAME.py, which reads images + a CSV")
     one.add_argument("name", help="lower-case letters, digits and underscores")
 
-    one = add("doctor", doctor, "check installation, weights, GPU, disk and the config")
-    one.add_argument("--configfile", type=Path, default=Path("config/config.yaml"))
+    one = user("doctor", doctor, "check installation, weights, GPU, disk and the config")
+    one.add_argument(
+        "--configfile",
+        type=Path,
+        default=Path("config/config.yaml"),
+        help="the plan (default: %(default)s)",
+    )
 
-    one = add("plan", plan, "check a config and write what it asks for (used by the DAG)")
-    one.add_argument("--config", required=True, type=json.loads, help="the config as JSON")
+    one = step("plan", plan, "check a plan and write what it asks for")
+    one.add_argument("--json", dest="config", required=True, type=json.loads, help="the plan")
     one.add_argument("--out", required=True, type=Path)
 
-    one = add("manifest", manifest, "check a dataset's images and labels and list them")
+    one = step("manifest", manifest, "check a dataset's images and labels and list them")
     one.add_argument("dataset")
     one.add_argument("--root", required=True, type=Path, help="the dataset's folder")
     one.add_argument("--options", type=json.loads, default={}, help="for generated data, JSON")
     one.add_argument("--out", required=True, type=Path)
 
-    one = add("weights", weights, "find (or download) a backbone's weights and take their sha256")
+    one = step("weights", weights, "find (or download) a backbone's weights and take their sha256")
     one.add_argument("backbone")
     one.add_argument("--file", type=Path, help="a checkpoint file to use instead")
     one.add_argument("--out", required=True, type=Path)
 
-    one = add("resolve", resolve, "write the settings of one variant, each with its origin")
+    one = step("resolve", resolve, "write the settings of one variant, each with its origin")
     one.add_argument("--spec", required=True, type=json.loads)
     one.add_argument("--out", required=True, type=Path)
 
-    one = add("train", train, "fit and predict the seeds of one variant; finished ones are kept")
-    one.add_argument("--config", required=True, type=Path, help="the variant's config.json")
+    one = step("train", train, "fit and predict the seeds of one variant; finished ones are kept")
+    one.add_argument("--settings", required=True, type=Path, help="the variant's config.json")
     one.add_argument("--manifest", required=True, type=Path)
     one.add_argument("--weights", required=True, type=Path, help="written by 'pedbench weights'")
     one.add_argument("--seeds", required=True, type=int, nargs="+")
     one.add_argument("--threads", type=int, default=1, help="CPU threads; part of the result")
     one.add_argument("--out", type=Path, help="marker written when all seeds are done")
 
-    one = add("tune", tune, "the trials of one method, scored on validation images")
-    one.add_argument("--config", required=True, type=Path, help="the variant's config.json")
+    one = step("tune", tune, "run the trials of one method (users: make tune)")
+    one.add_argument("--settings", required=True, type=Path, help="the variant's config.json")
     one.add_argument("--manifest", required=True, type=Path)
     one.add_argument("--weights", required=True, type=Path, help="written by 'pedbench weights'")
     one.add_argument("--trials", required=True, type=int, help="the start is the first of them")
@@ -136,50 +148,53 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--threads", type=int, default=1)
     one.add_argument("--out", required=True, type=Path)
 
-    one = add("preset", preset, "the preset that the trials of all methods give")
+    one = step("preset", preset, "write the preset that all trials give (users: make tune)")
     one.add_argument("records", nargs="+", type=Path, help="written by 'pedbench tune'")
     one.add_argument("--plan", required=True, type=Path)
     one.add_argument("--trials", required=True, type=int)
     one.add_argument("--out", required=True, type=Path, help="the record; the YAML goes beside it")
 
-    one = add("score", score, "metrics of every run from its kept predictions")
+    one = step("score", score, "metrics of every run from its kept predictions")
     one.add_argument("--plan", required=True, type=Path)
     one.add_argument("--out", required=True, type=Path)
 
-    one = add("collect", collect, "all scores as one tidy Parquet table")
+    one = step("collect", collect, "all scores as one tidy Parquet table")
     one.add_argument("--plan", required=True, type=Path)
     one.add_argument("--out", required=True, type=Path)
 
-    one = add("compare", compare, "paired bootstrap against the baseline, Holm-corrected")
+    one = step("compare", compare, "paired bootstrap against the baseline, Holm-corrected")
     one.add_argument("--plan", required=True, type=Path)
     one.add_argument("--out", required=True, type=Path)
 
-    one = add("figures", figures, "prompt-length, prompt-depth and overview plots, PDF + PNG")
+    one = step("figures", figures, "prompt-length, prompt-depth and overview plots, PDF + PNG")
     one.add_argument("--plan", required=True, type=Path)
     one.add_argument("--long", required=True, type=Path)
     one.add_argument("--stats", required=True, type=Path)
     one.add_argument("--out", required=True, type=Path)
 
-    one = add("tables", tables, "paper-style tables as CSV, Markdown and LaTeX")
+    one = step("tables", tables, "paper-style tables as CSV, Markdown and LaTeX")
     one.add_argument("--plan", required=True, type=Path)
     one.add_argument("--long", required=True, type=Path)
     one.add_argument("--stats", required=True, type=Path)
     one.add_argument("--figures", required=True, type=Path)
     one.add_argument("--out", required=True, type=Path)
 
-    one = add("track", track, "mirror the run folders into MLflow")
+    one = step("track", track, "mirror the run folders into MLflow")
     one.add_argument("--plan", required=True, type=Path)
     one.add_argument("--out", required=True, type=Path)
 
-    one = add("pretrain", pretrain, "rebuild the tiny CLIP of the embedded default")
+    one = step("pretrain", pretrain, "rebuild the tiny CLIP (users: make pretrain)")
     one.add_argument("--recipe", type=Path, default=Path("config/pretrain.yaml"))
     one.add_argument("--out", type=Path, default=Path("results/pretrain"))
+
+    called = "\n".join(f"  {name:21} {about}" for name, about in steps.items())
+    top.epilog = f"steps of the workflow, called by its rules:\n{called}\n\n{EXAMPLES}"
     return top
 
 
 def list_plugins(params: str | None) -> None:
     from pedbench import registry
-    from pedbench.config import read_variants
+    from pedbench.config import files_of, read_variants
 
     if params is not None:
         for key, field in registry.read_params(params).items():
@@ -194,12 +209,15 @@ def list_plugins(params: str | None) -> None:
     print("datasets (datasets/NAME.py)")
     for name in registry.datasets():
         print(f"  {name:16} {registry.summary('dataset', name)}")
+    for kind in ("protocol", "preset"):
+        print(f"{kind}s (config/{kind}s/NAME.yaml)")
+        print(f"  {', '.join(files_of(kind))}")
 
 
-def cite(config: Path, table: Path | None) -> None:
+def cite(configfile: Path, table: Path | None) -> None:
     from pedbench.cite import bibliography, in_config, in_table
 
-    print(bibliography(*(in_table(table) if table else in_config(config))), end="")
+    print(bibliography(*(in_table(table) if table else in_config(configfile))), end="")
 
 
 def docs(check: bool, results: Path | None) -> None:
@@ -268,20 +286,20 @@ def resolve(spec: dict[str, Any], out: Path) -> None:
 
 
 def train(
-    config: Path, manifest: Path, weights: Path, seeds: list[int], threads: int, out: Path | None
+    settings: Path, manifest: Path, weights: Path, seeds: list[int], threads: int, out: Path | None
 ) -> None:
     from pedbench.devices import own_gpu
     from pedbench.files import write_json
     from pedbench.train import train as fit_and_predict
 
     with own_gpu():
-        digests = fit_and_predict(config, manifest, weights, seeds, threads)
+        digests = fit_and_predict(settings, manifest, weights, seeds, threads)
     if out is not None:
         write_json(out, digests)
 
 
 def tune(
-    config: Path,
+    settings: Path,
     manifest: Path,
     weights: Path,
     trials: int,
@@ -293,7 +311,7 @@ def tune(
     from pedbench.tune import tune as run_trials
 
     with own_gpu():
-        run_trials(config, manifest, weights, trials, seeds, threads, out)
+        run_trials(settings, manifest, weights, trials, seeds, threads, out)
 
 
 def preset(records: list[Path], plan: Path, trials: int, out: Path) -> None:

@@ -19,7 +19,7 @@ from jsonschema import Draft202012Validator
 from jsonschema.exceptions import ValidationError
 
 from pedbench import registry
-from pedbench.contracts import PedbenchError
+from pedbench.contracts import BACKBONES, PedbenchError
 from pedbench.registry import suggest
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -67,25 +67,46 @@ class Protocol:
 
 @dataclass(frozen=True)
 class ProtocolFile:
-    """A protocol as read, with the presets laid over it: file -> section -> changed values."""
+    """A protocol as read, with the presets laid over it: file -> section -> changed values.
+    ``made_for``: file -> the backbone and protocol that a preset was made for, where it says so."""
 
     name: str
     source: str
     values: Mapping[str, Any]
     presets: Mapping[str, Mapping[str, Mapping[str, Any]]]
+    made_for: Mapping[str, Mapping[str, str]]
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML without repeated keys, of which PyYAML keeps the last. Merges (``<<``) stay allowed."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        first: dict[str, int] = {}
+        for key, _ in node.value:
+            line = key.start_mark.line + 1
+            if isinstance(key.value, str) and first.setdefault(key.value, line) != line:
+                raise PedbenchError(
+                    f"line {line}: the key '{key.value}' stands in line {first[key.value]} too; "
+                    "delete one of them"
+                )
+        return node
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
     """A YAML mapping; relative paths start at the repository's root.
 
-    Raises PedbenchError naming the file when it is missing, not YAML or not a mapping.
+    Raises PedbenchError naming the file when it is missing, not YAML or not a mapping, or when a
+    key stands twice.
     """
     try:
-        value = yaml.safe_load((ROOT / path).read_text(encoding="utf-8"))
+        value = yaml.load((ROOT / path).read_text(encoding="utf-8"), _Loader)
     except OSError as error:
         raise PedbenchError(f"{path}: cannot be read ({error.strerror})") from error
     except yaml.YAMLError as error:
         raise PedbenchError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    except PedbenchError as error:
+        raise PedbenchError(f"{path}: {error}") from None
     if not isinstance(value, dict | None):
         raise PedbenchError(f"{path}: a mapping of keys to values is wanted, not {value!r}")
     return value or {}
@@ -106,38 +127,58 @@ def check_config(config: Mapping[str, Any], source: str = "config") -> dict[str,
 
 
 @cache
-def read_protocol(name: str, presets: tuple[str, ...] = ()) -> ProtocolFile:
+def read_protocol(name: str, presets: tuple[str, ...] = (), plan: str = "config") -> ProtocolFile:
     """``config/protocols/{name}.yaml``, complete and well-typed, under ``presets`` (later wins).
+    ``plan`` names in messages what asked for them.
 
     Raises PedbenchError for an unknown name, key, method or value, and for a missing setting.
     """
-    source = _file_of("protocol", name)
+    source = _file_of("protocol", name, f"{plan}: protocol")
     values = read_yaml(source)
     wanted = {"version": registry.Field(..., "str"), **protocol_fields()}
     values = _checked(source, values, wanted)
     missing = [key for key in wanted if key not in values]
     if missing:
         raise PedbenchError(f"{source}: '{missing[0]}' is missing; a protocol states every setting")
-    files = [_file_of("preset", preset) for preset in presets]
-    return ProtocolFile(name, source, values, {file: _read_preset(file) for file in files})
+    files = [_file_of("preset", preset, f"{plan}: presets") for preset in presets]
+    read = {file: _read_preset(file) for file in files}
+    sections = {file: preset[0] for file, preset in read.items()}
+    return ProtocolFile(name, source, values, sections, {f: read[f][1] for f in files})
 
 
-def _file_of(kind: Literal["protocol", "preset"], name: str) -> str:
+def files_of(kind: Literal["protocol", "preset"]) -> list[str]:
+    """Names of the protocols, or of the presets, at hand."""
+    return sorted(path.stem for path in (ROOT / f"config/{kind}s").glob("*.yaml"))
+
+
+def _file_of(kind: Literal["protocol", "preset"], name: str, where: str) -> str:
     """``config/protocols/NAME.yaml``, if there is one."""
-    known = [path.stem for path in (ROOT / f"config/{kind}s").glob("*.yaml")]
+    known = files_of(kind)
+    if Path(name).stem in known and name not in known:
+        raise PedbenchError(f"{where}: name it without folder and .yaml: {Path(name).stem}")
     if name not in known:
         raise PedbenchError(
-            f"unknown {kind} '{name}'{suggest(name, known)} (the {kind}s are the files of "
-            f"config/{kind}s/: {', '.join(sorted(known))})"
+            f"{where}: unknown {kind} '{name}'{suggest(name, known)} (the {kind}s are the files of "
+            f"config/{kind}s/: {', '.join(known)})"
         )
     return f"config/{kind}s/{name}.yaml"
 
 
-def _read_preset(source: str) -> dict[str, dict[str, Any]]:
-    """Section (`section_of`) -> changed values, each checked against the method's settings."""
-    sections = {}
-    for name, values in read_yaml(source).items():
+def _read_preset(source: str) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
+    """Section (`section_of`) -> changed values, each checked against the method's settings; and
+    what the preset was made for."""
+    sections, file = {}, read_yaml(source)
+    made_for = _mapping(source, "for", file.pop("for", None))
+    known = {"backbone": list(BACKBONES), "protocol": files_of("protocol")}
+    wanted = {key: registry.Field(..., f"Literal{names}") for key, names in known.items()}
+    _checked(f"{source}: for", made_for, wanted)
+    for name, values in file.items():
         where, (method, _, label) = f"{source}: {name}", str(name).partition("/")
+        if name in protocol_fields():
+            raise PedbenchError(
+                f"{where}: a setting stands below a method; what all methods share belongs in "
+                "config/protocols/"
+            )
         _known_method(source, method)
         changes = changes_of(method, label or DEFAULT, source)
         wanted = section_of(method, label or DEFAULT)
@@ -147,7 +188,7 @@ def _read_preset(source: str) -> dict[str, dict[str, Any]]:
         fixed = changes.keys() & sections[name].keys()
         if fixed:
             raise PedbenchError(f"{where}: {min(fixed)}: the variant fixes it; delete it here")
-    return sections
+    return sections, made_for
 
 
 @cache
@@ -318,4 +359,7 @@ def _explain(source: str, error: ValidationError) -> str:
         missing = next(key for key in schema["required"] if key not in instance)
         return f"{place}: '{missing}' is missing; {schema['properties'][missing]['description']}"
     wanted = schema.get("description", "")
+    if error.validator == "type" and schema["type"] == "array":
+        given = instance if isinstance(instance, str) else repr(instance)
+        return f"{place}: a list is wanted: [{given}] ({wanted})"
     return f"{place}: {error.message}" + (f" ({wanted})" if wanted else "")

@@ -205,7 +205,7 @@ def make_plan(config: Mapping[str, Any], source: str = "config") -> Plan:
     Raises PedbenchError for the first mistake found.
     """
     config = check_config(config, source)
-    protocol = read_protocol(config["protocol"], tuple(config["presets"]))
+    protocol = read_protocol(config["protocol"], tuple(config["presets"]), source)
     _check_names(config, source)
     _check_checkpoint(config, source)
     places = [_place(f"{source}: datasets", entry) for entry in config["datasets"]]
@@ -214,7 +214,13 @@ def make_plan(config: Mapping[str, Any], source: str = "config") -> Plan:
     for dataset, split in places:
         for method, variant in choices:
             builder.add(f"{source}: methods", dataset, split, method, variant)
-    notes: list[str] = []
+    notes = [
+        f"preset {Path(file).stem} was made for {wanted}; the plan runs {config[key]}: choose "
+        "others with presets"
+        for file, made_for in protocol.made_for.items()
+        for key, wanted in made_for.items()
+        if config[key] != wanted
+    ]
     sweeps = []
     for name, entry in config["sweeps"].items():
         where = f"{source}: sweeps.{name}"

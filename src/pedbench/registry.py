@@ -190,8 +190,10 @@ def checked(field: Field, value: Any) -> Any:
 
 
 def suggest(word: str, known: Iterable[str]) -> str:
-    """``"; did you mean 'x'?"`` when a known word is close, else the empty string."""
-    close = difflib.get_close_matches(word, list(known), n=1)
+    """``"; did you mean 'x'?"`` when a known word is close or begins so, else the empty string."""
+    known = list(known)
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.7)
+    close = close or [name for name in known if word and name.startswith(word)]
     return f"; did you mean '{close[0]}'?" if close else ""
 
 

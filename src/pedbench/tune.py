@@ -234,12 +234,13 @@ def preset_text(record: Mapping[str, Any]) -> str:
         "docs/decisions/tuning.md. Spaces and every trial: the JSON file beside this one. "
     )
     lines = [f"# {line}" for line in wrap(made + _conditions(record), 98)]
+    lines += ["", f"for: {{backbone: {record['backbone']}, protocol: {record['protocol']}}}"]
     for section, one in sorted(record["methods"].items()):
         chosen, start = best(section, one["trials"]), one["trials"][0]
         values = yaml.safe_dump(chosen["values"], default_flow_style=True, width=1000).strip()
         scores = f"validation mA {_percent(chosen['mA'])}, at the start {_percent(start['mA'])}"
         lines += ["", f"# {scores}", f"{section}: {values}"]
-    return "\n".join(lines if record["methods"] else [*lines, "{}"]) + "\n"
+    return "\n".join(lines) + "\n"
 
 
 def _conditions(record: Mapping[str, Any]) -> str:

@@ -44,7 +44,7 @@ def test_one_work_has_one_entry():
 
 
 def test_a_plan_is_cited_once_per_work(capsys):
-    assert main(["cite", "--config", str(ROOT / "config/config.yaml")]) == 0
+    assert main(["cite", "--configfile", str(ROOT / "config/config.yaml")]) == 0
     shown = capsys.readouterr().out
     assert shown.startswith("% the suite\n@software{pedbench,")
     assert re.search(r"% the backbone, zero_shot, linear_probe.*\n@inproceedings\{radford", shown)

@@ -32,7 +32,15 @@ def test_list_names_everything_and_its_variants(capsys):
     assert main(["list"]) == 0
     shown = capsys.readouterr().out
     assert all(name in shown for name in (*registry.methods(), *registry.datasets()))
-    assert "region_deep" in shown
+    assert all(word in shown for word in ("region_deep", "embedded, paper", "equal_budget"))
+
+
+def test_help_keeps_the_steps_of_the_workflow_apart(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    commands, steps = capsys.readouterr().out.split("steps of the workflow, called by its rules:")
+    assert "  doctor " in commands and "  train " not in commands
+    assert "  train " in steps and "  tune " in steps and "  doctor " not in steps.split("exam")[0]
 
 
 def test_a_mistake_is_one_line_without_traceback(capsys, tmp_path):

@@ -61,7 +61,8 @@ def test_shipped_protocols_and_presets_resolve_every_method(name, presets):
     [
         ({"sedes": [0]}, "c.yaml: unknown key 'sedes'; did you mean 'seeds'?"),
         ({"qqq": 1}, "c.yaml: unknown key 'qqq' (known: protocol, presets, backbone, "),
-        ({"seeds": 0}, "c.yaml: seeds: 0 is not of type 'array' (list of whole numbers"),
+        ({"seeds": 0}, "c.yaml: seeds: a list is wanted: [0] (list of whole numbers"),
+        ({"presets": "reference"}, "c.yaml: presets: a list is wanted: [reference] (list of files"),
         ({"seeds": [0, "x"]}, "c.yaml: seeds.1: 'x' is not of type 'integer' (a whole number"),
         ({"seeds": []}, "c.yaml: seeds: [] should be non-empty"),
         ({"datasets": ["peta"]}, "c.yaml: datasets.0: 'peta' does not match"),
@@ -146,7 +147,7 @@ def test_a_variants_section_wins_over_those_of_its_method(shelf):
         ),
         (
             "linear_probe: {hot: {version: '2'}}",
-            "config/variants.yaml: linear_probe.hot: unknown key 'version'",
+            "config/variants.yaml: linear_probe.hot: unknown key 'version' (known: ",
         ),
         (
             "linear_prob: {hot: {lr: 1}}",
@@ -161,6 +162,10 @@ def test_a_variants_section_wins_over_those_of_its_method(shelf):
             "config/variants.yaml: linear_probe.hot: 'key: value' pairs are wanted, not 3",
         ),
         ("linear_probe: {", "config/variants.yaml: not valid YAML: "),
+        (
+            "linear_probe:\n  hot: {lr: 1.0}\n  hot: {lr: 2.0}",
+            "config/variants.yaml: line 3: the key 'hot' stands in line 2 too; delete one of them",
+        ),
         ("- 1", "config/variants.yaml: a mapping of keys to values is wanted, not [1]"),
     ],
 )
@@ -173,9 +178,11 @@ def test_variant_errors(shelf, variants, message):
 def test_unknown_variant_and_protocol():
     with fails("config/variants.yaml: method 'zero_shot' has no variant 'defalt'; did you mean"):
         resolve("zero_shot", "defalt", read_protocol("embedded"))
-    with fails("unknown protocol 'embeded'; did you mean 'embedded'? (the protocols are the files"):
+    with fails("config: protocol: unknown protocol 'embeded'; did you mean 'embedded'? (the pro"):
         read_protocol("embeded")
-    with fails("unknown preset 'tiny'; did you mean 'tiny_clip'? (the presets are the files of"):
+    with fails(
+        "config: presets: unknown preset 'tiny'; did you mean 'tiny_clip'? (the presets are"
+    ):
         read_protocol("embedded", ("tiny",))
 
 
@@ -214,6 +221,15 @@ def test_protocol_errors(shelf, old, new, message):
             "linear_probe: {rate: 1}",
             "config/presets/own.yaml: linear_probe: unknown key 'rate' (known: ",
         ),
+        (
+            "epochs: 3",
+            "config/presets/own.yaml: epochs: a setting stands below a method; what all methods",
+        ),
+        (
+            "for: {backbone: tiny_klip}",
+            "config/presets/own.yaml: for: backbone: 'tiny_klip' is not one of 'tiny_clip'",
+        ),
+        ("for: {epochs: 3}", "config/presets/own.yaml: for: unknown key 'epochs' (known: backbone"),
         ("linear_probe: 1", "config/presets/own.yaml: linear_probe: 'key: value' pairs are wanted"),
         (
             "lora/txt: {}",
@@ -233,6 +249,14 @@ def test_preset_errors(shelf, preset, message):
     (shelf / "config/presets/own.yaml").write_text(preset)
     with fails(message):
         read_protocol("embedded", ("own",))
+
+
+def test_merged_keys_may_be_overridden(shelf):
+    (shelf / "merged.yaml").write_text(
+        "a: {x: &inner {<<: &base {k: 1, l: 1}, k: 2}}\nb: {<<: [*inner, *base], l: 3}"
+    )
+    read = module.read_yaml("merged.yaml")
+    assert read["a"]["x"] == {"k": 2, "l": 1} and read["b"] == {"k": 2, "l": 3}
 
 
 def test_params_and_protocol_share_no_name():

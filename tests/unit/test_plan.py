@@ -189,7 +189,15 @@ def test_sweep_and_tests_without_their_method_are_left_out_with_a_note():
             {"sweeps": {"length": {**SWEEP, "values": [".."]}}},
             "c.yaml: sweeps.length.values.0: '..' does not match",
         ),
-        ({"protocol": "papr"}, "unknown protocol 'papr'; did you mean 'paper'?"),
+        ({"protocol": "papr"}, "c.yaml: protocol: unknown protocol 'papr'; did you mean 'paper'?"),
+        (
+            {"presets": ["tiny"]},
+            "c.yaml: presets: unknown preset 'tiny'; did you mean 'tiny_clip'?",
+        ),
+        (
+            {"presets": ["config/presets/tiny_clip.yaml"]},
+            "c.yaml: presets: name it without folder and .yaml: tiny_clip",
+        ),
     ],
 )
 def test_mistakes_are_named(change, message):
@@ -251,6 +259,18 @@ def test_document_lists_every_run_and_its_digest_follows_the_plan():
     assert folders[1] == "results/runs/synthetic_a/standard/linear_probe/default/seed0"
     assert plan.digest == make_plan(CONFIG).digest
     assert plan.digest != make_plan({**CONFIG, "seeds": [0, 1]}).digest
+
+
+def test_presets_made_for_something_else_are_noted():
+    presets = {"presets": ["tiny_clip", "reference"]}
+    told = "preset {} was made for {}; the plan runs {}: choose others with presets"
+    assert make_plan({**CONFIG, **presets}).notes == (
+        told.format("reference", "paper", "embedded"),
+    )
+    assert make_plan({**CONFIG, **presets, "backbone": "ViT-B-16", "protocol": "paper"}).notes == (
+        told.format("tiny_clip", "tiny_clip", "ViT-B-16"),
+        told.format("tiny_clip", "embedded", "paper"),
+    )
 
 
 def test_estimate_counts_jobs_and_cores():

@@ -173,7 +173,7 @@ def test_two_processes_share_a_run(prepare, tmp_path):
     weights = {"sha256": load_backbone("tiny_clip").weights_sha256, "file": None}
     write_json(tmp_path / "weights.json", weights)
     write_json(spec, {**read_json(spec), "backbone": "tiny_clip"})
-    words = ["train", "--config", spec, "--manifest", manifest_path, "--seeds", "0"]
+    words = ["train", "--settings", spec, "--manifest", manifest_path, "--seeds", "0"]
     words += ["--weights", tmp_path / "weights.json", "--out", tmp_path / "done.json"]
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     done = subprocess.run(

@@ -39,7 +39,7 @@ def start(inputs: Path, name: str) -> subprocess.Popen:
     names = {"dataset": "synthetic_b", "split": "standard", "method": "promptpar", "variant": "x"}
     folder = inputs / name
     write_json(folder / "config.json", {**names, "backbone": "tiny_clip", **spec})
-    words = ["train", "--config", folder / "config.json", "--manifest", inputs / "b.parquet"]
+    words = ["train", "--settings", folder / "config.json", "--manifest", inputs / "b.parquet"]
     words += ["--weights", inputs / "weights.json", "--seeds", "0"]
     return subprocess.Popen(
         [sys.executable, "-m", "pedbench.cli", *map(str, words)],

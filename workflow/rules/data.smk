@@ -12,7 +12,7 @@ rule plan:
         config=json.dumps(PLAN.config, sort_keys=True),
         digest=PLAN.digest,
     shell:
-        "pedbench plan --config {params.config:q} --out {output} > {log} 2>&1"
+        "pedbench plan --json {params.config:q} --out {output} > {log} 2>&1"
 
 
 rule manifest:

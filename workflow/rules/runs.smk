@@ -36,6 +36,6 @@ rule train:
         seeds=lambda wildcards: wildcards.seeds.replace("-", " "),
         threads=PLAN.config["threads_per_job"],
     shell:
-        "pedbench train --config {input.config} --manifest {input.manifest}"
+        "pedbench train --settings {input.config} --manifest {input.manifest}"
         " --weights {input.weights} --seeds {params.seeds} --threads {params.threads}"
         " --out {output} > {log} 2>&1"

@@ -47,6 +47,6 @@ rule trials:
         seeds=PLAN.config["seeds"],
         threads=PLAN.config["threads_per_job"],
     shell:
-        "pedbench tune --config {input.config} --manifest {input.manifest}"
+        "pedbench tune --settings {input.config} --manifest {input.manifest}"
         " --weights {input.weights} --trials {params.trials} --seeds {params.seeds}"
         " --threads {params.threads} --out {output} > {log} 2>&1"
