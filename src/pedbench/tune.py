@@ -20,12 +20,19 @@ import yaml
 from tqdm import tqdm
 
 from pedbench import registry
-from pedbench.config import ROOT, changes_of, read_protocol, section_of
+from pedbench.config import (
+    ROOT,
+    ProtocolFile,
+    changes_of,
+    plain,
+    read_protocol,
+    resolve,
+    section_of,
+    settings,
+)
 from pedbench.contracts import PedbenchError
 from pedbench.files import digest, read_json, write_json, write_text
-from pedbench.manifest import read_manifest
 from pedbench.plan import Experiment, Plan
-from pedbench.results import display_name
 from pedbench.runs import RunConfig, RunFolder, derive_seed, run_digest
 
 if TYPE_CHECKING:
@@ -42,8 +49,8 @@ RANDOM_TRIALS = 5  # after the start, before the sampler trusts what it has seen
 def tuned(plan: Plan) -> dict[str, Experiment]:
     """Section of the preset -> the experiment of ``plan`` that is tuned: each that trains.
 
-    Raises PedbenchError unless the plan says ``trials``, has one dataset, and every method declares
-    a space that holds its starting values and nothing that its variant fixes.
+    Raises PedbenchError unless the plan says ``trials``, has one dataset and something that trains,
+    and every method declares a space that holds its start and nothing that its variant fixes.
     """
     if "trials" not in plan.config:
         raise PedbenchError(
@@ -57,6 +64,8 @@ def tuned(plan: Plan) -> dict[str, Experiment]:
         if experiment.in_tables and registry.trains(experiment.method):
             _check_start(experiment, registry.read_search(experiment.method))
             chosen[section_of(experiment.method, experiment.variant)] = experiment
+    if not chosen:
+        raise PedbenchError("tune: nothing under 'methods' trains; add what is to be tuned")
     return chosen
 
 
@@ -76,10 +85,14 @@ def _check_start(experiment: Experiment, space: Space) -> None:
     for key, values in space.items():
         start = experiment.spec["params"][key]
         value = start["value"]
-        inside = values[0] <= value <= values[1] if isinstance(values, tuple) else value in values
+        if isinstance(values, tuple):
+            inside = value is not None and values[0] <= value <= values[1]
+        else:
+            inside = value in values
         if not inside:
             raise PedbenchError(
-                f"{where}: {key}: {values} does not hold the start {value} of {start['from']}"
+                f"{where}: {key}: {values} does not hold the start {value} of {start['from']}; "
+                "widen the space, or let a preset of the plan start inside"
             )
 
 
@@ -96,17 +109,25 @@ def tune(
     its section. The first trial is the start. Finished trials are kept beside ``config_path``,
     and each depends on those before it alone: a killed tuning goes on to the same record.
 
-    A trial whose training diverges counts, without a score.
+    A trial whose training diverges counts, without a score. Raises PedbenchError where several
+    processes share the training: each would write the trials.
     """
     import torch
 
+    from pedbench.manifest import read_manifest
     from pedbench.train import Job
 
     torch.set_num_threads(threads)
-    config, weights = RunConfig.read(config_path), read_json(weights_path)
+    config, raw = RunConfig.read(config_path), read_json(config_path)
+    weights = read_json(weights_path)
     space = registry.read_search(config.method)
     manifest = read_manifest(manifest_path).subset(config.split, "train", "val")
-    job = Job(config, read_json(config_path), manifest, weights_path, threads, ("val",))
+    job = Job(config, raw, manifest, weights_path, threads, ("val",))
+    if job.accelerator.num_processes > 1:
+        raise PedbenchError(
+            "tune: a trial runs in one process; start it without torchrun (snakemake --cores tunes "
+            "methods side by side)"
+        )
     runs = [run_digest(config, s, manifest.digest, weights["sha256"], threads) for s in seeds]
     study = digest({"space": encode(space), "runs": runs})
     folder = config_path.parent / "trials"
@@ -121,7 +142,12 @@ def tune(
         done = [*done, {"values": values, "mA": score}]
         write_json(kept, {"study": study, "trials": done})
         shutil.rmtree(folder / str(number), ignore_errors=True)
-    record = {"variant": config.variant, "space": encode(space), "trials": done[:trials]}
+    record = {
+        "variant": config.variant,
+        "settings": unsearched(config.method, raw, space),
+        "space": encode(space),
+        "trials": done[:trials],
+    }
     write_json(out, {section_of(config.method, config.variant): record})
 
 
@@ -185,6 +211,37 @@ def encode(space: Space) -> dict[str, dict[str, list[Any]]]:
     }
 
 
+def unsearched(method: str, spec: Mapping[str, Any], space: Space) -> dict[str, Any]:
+    """Key -> value of the settings in the resolved ``spec`` that all trials share."""
+    every = plain({**spec["protocol"], **spec["params"]})
+    return {key: every[key] for key in settings(method) if key not in space}
+
+
+def outdated(section: str, one: Mapping[str, Any], protocol: ProtocolFile) -> str | None:
+    """Why the record ``one`` of ``section`` says nothing about the method as it is now, under
+    ``protocol`` with the presets it starts from; None if it does.
+
+    A setting that came later is taken to leave things as they were.
+    """
+    method, label = section.partition("/")[0], one["variant"]
+    try:
+        space, spec = registry.read_search(method), resolve(method, label, protocol)
+    except PedbenchError as error:  # the method or the variant is gone
+        return f"{section}: {error}"
+    now = unsearched(method, spec, space)
+    changed = [key for key, value in one.get("settings", {}).items() if now.get(key) != value]
+    remedy = f"run 'make tune' again and copy results/tune/tuned/{PRESET}.* to {PRESETS}/"
+    if "settings" not in one:
+        return f"{section}: the record does not say with which settings it was tuned; {remedy}"
+    if one["space"] != encode(space):
+        return f"{section}: tuned over another space than Method.search; {remedy}"
+    if changed:
+        key = min(changed)
+        was, is_now = (json.dumps(values.get(key)) for values in (one["settings"], now))
+        return f"{section}: tuned with {key} = {was}, which is {is_now} now; {remedy}"
+    return None
+
+
 def best(section: str, trials: Sequence[Trial]) -> Trial:
     """The trial with the highest score, the earliest of equals."""
     scored = [trial for trial in trials if trial["mA"] is not None]
@@ -200,12 +257,13 @@ def write_preset(plan: Mapping[str, Any], trials: int, records: Sequence[Path], 
     """Write the record of all methods to ``out`` and the preset beside it, as YAML.
 
     ``plan`` holds the contents of plan.json. Sections outside the plan keep what the committed
-    record says of them if it was made under the same conditions.
+    record says of them if it was made under the same conditions and is not `outdated`.
     """
     first = next(e for e in plan["experiments"] if registry.trains(e["method"]))
+    protocol = read_protocol(plan["protocol"], tuple(plan["presets"]))
     record: dict[str, Any] = {
-        "protocol": plan["protocol"],
-        "version": read_protocol(plan["protocol"]).values["version"],
+        "protocol": protocol.name,
+        "version": protocol.values["version"],
         "presets": plan["presets"],
         "backbone": plan["backbone"],
         "dataset": f"{first['dataset']}/{first['split']}",
@@ -215,9 +273,14 @@ def write_preset(plan: Mapping[str, Any], trials: int, records: Sequence[Path], 
     }
     committed = read_record(PRESET)
     same = all(committed.get(key) == value for key, value in record.items())
-    record["methods"] = dict(committed["methods"]) if same else {}
-    for path in records:
-        record["methods"] |= read_json(path)
+    new = {section: one for path in records for section, one in read_json(path).items()}
+    kept = {}
+    for section, one in committed["methods"].items() if same else ():
+        if section not in new and (reason := outdated(section, one, protocol)):
+            tqdm.write(f"left out: {reason}")
+        else:
+            kept[section] = one
+    record["methods"] = kept | new
     write_json(out, record)
     write_text(out.with_suffix(".yaml"), preset_text(record))
 
@@ -259,6 +322,8 @@ def _conditions(record: Mapping[str, Any]) -> str:
 
 def tuning_markdown(preset: str = PRESET) -> str:
     """How ``preset`` was tuned: conditions, then space, chosen values and scores per section."""
+    from pedbench.results import display_name
+
     record = read_record(preset)
     if not record["methods"]:
         return f"{_conditions(record)}\n"

@@ -38,7 +38,7 @@ def fails(message: str):
     return pytest.raises(PedbenchError, match=f"^{re.escape(message)}")
 
 
-@pytest.mark.parametrize("name", ["config", "smoke", "full"])
+@pytest.mark.parametrize("name", ["config", "smoke", "full", "tune"])
 def test_shipped_configs_are_valid(name):
     checked = check_config(yaml.safe_load((ROOT / f"config/{name}.yaml").read_text()))
     assert checked["threads_per_job"] >= 1

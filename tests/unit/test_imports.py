@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import re
 import subprocess
 import sys
 from graphlib import TopologicalSorter
@@ -98,6 +99,18 @@ except SystemExit:
     pass
 import pedbench.config, pedbench.plan, pedbench.registry
 assert "torch" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_planning_imports_no_tables():
+    """The Snakefile is read again for every job."""
+    snakefile = (SOURCE.parents[1] / "Snakefile").read_text(encoding="utf-8")
+    names = sorted(set(re.findall(r"^from (pedbench[\w.]*) import", snakefile, re.MULTILINE)))
+    code = f"""
+import sys
+import {", ".join(names)}
+assert not {{"pandas", "pyarrow", "torch", "optuna"}} & sys.modules.keys()
 """
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 

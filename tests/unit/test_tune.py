@@ -18,7 +18,17 @@ from pedbench.contracts import PedbenchError
 from pedbench.files import read_json, write_json
 from pedbench.manifest import write_manifest
 from pedbench.plan import make_plan, write_plan
-from pedbench.tune import best, encode, preset_text, suggest, tune, tuned, tuning_markdown
+from pedbench.tune import (
+    best,
+    encode,
+    outdated,
+    preset_text,
+    suggest,
+    tune,
+    tuned,
+    tuning_markdown,
+    unsearched,
+)
 
 PLAN = {**read_yaml("config/tune.yaml"), "trials": 4}
 SPACE = {"lr": (1e-4, 1e-1), "width": [1, 2, 4]}
@@ -62,6 +72,10 @@ def test_the_shipped_plan_can_be_tuned():
             {"datasets": ["synthetic_a/standard", "synthetic_b/standard"]},
             "tune: 'datasets' names several; methods are tuned on one",
         ),
+        (
+            {"methods": ["zero_shot"]},
+            "tune: nothing under 'methods' trains; add what is to be tuned",
+        ),
     ],
 )
 def test_a_plan_that_cannot_be_tuned_says_why(change, message):
@@ -72,6 +86,24 @@ def test_a_plan_that_cannot_be_tuned_says_why(change, message):
 def test_a_plan_without_trials_points_to_the_one_that_has_them():
     with fails("tune: the config does not say how many 'trials' a method gets; use --configfile c"):
         tuned(make_plan({key: value for key, value in PLAN.items() if key != "trials"}))
+
+
+def test_what_only_a_sweep_runs_is_not_tuned():
+    sweep = {"dataset": "synthetic_a/standard", "method": "linear_probe", "parameter": "lr"}
+    plan = make_plan(
+        {**PLAN, "methods": ["linear_probe"], "sweeps": {"r": {**sweep, "values": [1]}}}
+    )
+    assert len(plan.experiments) == 2
+    assert [e.variant for e in tuned(plan).values()] == ["default"]
+
+
+def test_a_start_without_a_value_is_refused(monkeypatch):
+    plan = make_plan({**PLAN, "methods": ["linear_probe"]})
+    spec = plan.experiments[0].spec
+    monkeypatch.setitem(spec["params"], "lr", {"value": None, "from": "methods/linear_probe.py"})
+    with fails("methods/linear_probe.py: Method.search: lr: (") as raised:
+        tuned(plan)
+    assert "does not hold the start None of methods/linear_probe.py; widen" in str(raised.value)
 
 
 def test_a_variant_that_fixes_what_is_searched_is_refused(monkeypatch):
@@ -165,6 +197,7 @@ def test_a_record_holds_the_space_and_every_trial(prepare):
     assert record["space"] == encode(space) == {"lr": {"range": list(space["lr"])}}
     assert [sorted(one) for one in record["trials"]] == [["mA", "values"]] * 3
     assert record["trials"][0]["values"] == {"lr": 0.02}  # the start
+    assert record["settings"]["epochs"] == 2 and "lr" not in record["settings"]
     rates = [one["values"]["lr"] for one in record["trials"]]
     assert len(set(rates)) == 3 and all(space["lr"][0] <= rate <= space["lr"][1] for rate in rates)
     assert all(0 <= one["mA"] <= 1 for one in record["trials"])
@@ -229,6 +262,12 @@ def test_a_diverged_trial_counts_without_a_score(prepare, monkeypatch):
     assert len(trials) == 3
 
 
+def test_several_processes_are_refused(prepare, monkeypatch):
+    monkeypatch.setattr(job.Accelerator, "num_processes", property(lambda _: 2))
+    with fails("tune: a trial runs in one process; start it without torchrun"):
+        prepare()()
+
+
 def test_other_errors_end_the_tuning(prepare, monkeypatch):
     def full(*_):
         raise PedbenchError("the disk is full")
@@ -245,6 +284,9 @@ RECORD = {
 }
 
 
+FOR = {"for": {"backbone": "tiny_clip", "protocol": "embedded"}}
+
+
 @pytest.fixture
 def shelf(tmp_path, monkeypatch):
     """A repository whose committed record tuned ``full_finetune`` with three trials."""
@@ -255,6 +297,14 @@ def shelf(tmp_path, monkeypatch):
     write_json(tmp_path / "full.json", {"full_finetune": RECORD})
     write_json(tmp_path / "probe.json", {"linear_probe": RECORD})
     return tmp_path
+
+
+def recorded(method, variant="default"):
+    """A record whose space and settings are those of now."""
+    space = registry.read_search(method)
+    spec = resolve(method, variant, read_protocol(PLAN["protocol"], tuple(PLAN["presets"])))
+    now = {"space": encode(space), "settings": unsearched(method, spec, space)}
+    return {**RECORD, "variant": variant, **now}
 
 
 def made(shelf, name, trials=3):
@@ -268,23 +318,58 @@ def made(shelf, name, trials=3):
 def test_a_preset_is_made_of_records(shelf):
     record = made(shelf, "probe")
     text = (shelf / "out.yaml").read_text()
-    assert yaml.safe_load(text) == {"linear_probe": {"lr": 0.1}}
+    assert yaml.safe_load(text) == {**FOR, "linear_probe": {"lr": 0.1}}
     for part in ("3 trials per method", "seed 1)", "validation mA 81.25, at the start 80.00"):
         assert part in " ".join(text.replace("#", "").split())
     assert text == preset_text(record)
 
 
 def test_a_method_tuned_alone_joins_those_of_the_same_budget(shelf):
+    write_json(shelf / "full.json", {"full_finetune": recorded("full_finetune")})
     committed = made(shelf, "full")
     write_json(shelf / "config/presets/equal_budget.json", committed)
     assert sorted(made(shelf, "probe")["methods"]) == ["full_finetune", "linear_probe"]
     assert sorted(made(shelf, "probe", trials=5)["methods"]) == ["linear_probe"]
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"settings": {"head": "linear"}},
+            'lora/text: tuned with head = "linear", which is "pair"',
+        ),
+        (
+            {"settings": {"epochs": 1}},
+            "lora/text: tuned with epochs = 1, which is 8 now; run 'make",
+        ),
+        ({"settings": {"removed": 1}}, "lora/text: tuned with removed = 1, which is null now"),
+        ({"space": {"lr": {"range": [1, 2]}}}, "lora/text: tuned over another space than Meth"),
+        ({"variant": "gone"}, "lora/text: config/variants.yaml: method 'lora' has no variant"),
+    ],
+)
+def test_a_record_made_with_other_settings_is_outdated(change, message, shelf, capsys):
+    protocol = read_protocol(PLAN["protocol"], tuple(PLAN["presets"]))
+    record = recorded("lora", "text")
+    assert outdated("lora/text", record, protocol) is None
+    settings = {**record["settings"], **change.pop("settings", {})}
+    record |= {"settings": settings, **change}
+    assert str(outdated("lora/text", record, protocol)).startswith(message)
+    write_json(shelf / "full.json", {"lora/text": record})
+    write_json(shelf / "config/presets/equal_budget.json", made(shelf, "full"))
+    assert sorted(made(shelf, "probe")["methods"]) == ["linear_probe"]
+    assert f"left out: {message}" in capsys.readouterr().out
+
+
+def test_a_record_without_settings_is_outdated():
+    protocol = read_protocol(PLAN["protocol"], tuple(PLAN["presets"]))
+    assert "does not say with which settings" in str(outdated("linear_probe", RECORD, protocol))
+
+
 def test_a_record_of_a_variant_is_a_preset_of_that_variant(shelf):
     write_json(shelf / "probe.json", {"lora/text": {**RECORD, "variant": "text"}})
     write_json(shelf / "config/presets/equal_budget.json", made(shelf, "probe"))
-    assert yaml.safe_load((shelf / "out.yaml").read_text()) == {"lora/text": {"lr": 0.1}}
+    assert yaml.safe_load((shelf / "out.yaml").read_text()) == {**FOR, "lora/text": {"lr": 0.1}}
     assert "| LoRA (text) | `lr` 0.001 to 0.3 | `lr` 0.1 |" in tuning_markdown()
 
 
@@ -300,8 +385,9 @@ def test_the_report_shows_spaces_and_chosen_values(shelf):
 def test_the_committed_preset_is_what_its_record_says():
     record = module.read_record("equal_budget")
     assert (ROOT / "config/presets/equal_budget.yaml").read_text() == preset_text(record)
+    protocol = read_protocol(PLAN["protocol"], tuple(PLAN["presets"]))
+    stale = [outdated(section, one, protocol) for section, one in record["methods"].items()]
+    assert list(filter(None, stale)) == []
     for section, one in record["methods"].items():
-        method = section.partition("/")[0]
-        assert section == section_of(method, one["variant"])
-        assert one["space"] == encode(registry.read_search(method)), "tune it again"
+        assert section == section_of(section.partition("/")[0], one["variant"])
         assert len(one["trials"]) == record["trials"], section
