@@ -21,7 +21,7 @@ from pedbench.estimate import describe
 from pedbench.files import digest
 from pedbench.plan import check_results_folder, config_source, lost, make_plan
 from pedbench.runs import refusal
-from pedbench.tune import tuned
+from pedbench.tune import PRESET, PRESETS, tuned
 
 min_version("9.0")
 
@@ -80,12 +80,13 @@ onstart:
 
 
 onsuccess:
-    for experiment in PLAN.experiments:
+    asked = {job.rule.name for job in workflow.dag.jobs}
+    for experiment in PLAN.experiments if asked & {"train", "score"} else ():
         if reason := refusal(Path(experiment.folder)):
             print(
                 f"pedbench: {experiment.key} was not run: {reason}", file=sys.stderr
             )
-    if Path(RESULTS, "tables").exists():
+    if "tables" in asked:
         print(f"pedbench: the tables are in {RESULTS}/tables", file=sys.stderr)
 
 

@@ -21,6 +21,7 @@ from pedbench.runs import refusal
 
 # of results
 FOLDERS = ("data", "figures", "logs", "manifests", "pretrain", "runs", "stats", "tables", "weights")
+PER_SUBSET = (("predictions", "parquet"), ("scores", "json"))  # of a run's folder
 ANALYSIS = ("plan.json", "scored.json", "long.parquet", "mlflow.json", "stats", "figures")
 
 
@@ -264,7 +265,7 @@ def lost(plan: Plan) -> set[str]:
     """Outputs of the DAG that were deleted after they were made, or whose content was.
 
     Snakemake does not ask for an output whose successors exist, and knows nothing of what a marker
-    or a manifest stands for: seed folders, and the pictures of a generated dataset.
+    or a manifest stands for: seed folders with their scores, the pictures of a generated dataset.
     """
     outputs = plan.outputs
     gone = {output for output in outputs if not Path(output).exists()}
@@ -273,7 +274,15 @@ def lost(plan: Plan) -> set[str]:
     sources = plan.sources.values()
     unfinished = {batch.marker for batch in plan.batches if not batch.is_finished()}
     generated = {s.manifest for s in sources if s.generated and not Path(s.root).is_dir()}
-    return gone | unfinished | generated
+    unscored = {f"{plan.results}/scored.json"} if _unscored(plan) else set()
+    return gone | unfinished | generated | unscored
+
+
+def _unscored(plan: Plan) -> bool:
+    """Whether a run lacks a file that comes before the tables."""
+    names = [f"{n}.{s}.{end}" for n, end in PER_SUBSET for s in ("val", "test")]
+    folders = [folder for _, _, folder in runs_of(plan.as_json())]
+    return any(not (folder / name).is_file() for folder in folders for name in names)
 
 
 def config_source(files: Iterable[Path], overrides: Mapping[str, Any]) -> str:

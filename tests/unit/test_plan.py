@@ -299,7 +299,9 @@ def test_results_folder_that_is_a_file_is_refused(tmp_path, monkeypatch):
     assert (tmp_path / "results").read_text() == ""
 
 
-def test_what_was_deleted_is_found(tmp_path):
+@pytest.fixture
+def complete(tmp_path):
+    """A plan whose outputs are all there, and the marker of every seed."""
     plan = make_plan({**CONFIG, "results": str(tmp_path)})
     assert lost(plan) == set()  # a first run
     for output in plan.outputs:
@@ -313,11 +315,18 @@ def test_what_was_deleted_is_found(tmp_path):
     for file in done:
         file.parent.mkdir()
         file.touch()
-    root = Path(plan.sources["synthetic_a"].root)
-    root.mkdir(parents=True)
+        for subset in ("val", "test"):
+            (file.parent / f"predictions.{subset}.parquet").touch()
+            (file.parent / f"scores.{subset}.json").touch()
+    Path(plan.sources["synthetic_a"].root).mkdir(parents=True)
     assert lost(plan) == set()
+    return plan, done
+
+
+def test_what_was_deleted_is_found(complete, tmp_path):
+    plan, done = complete
     done[-1].unlink()
-    root.rmdir()
+    Path(plan.sources["synthetic_a"].root).rmdir()
     (tmp_path / "scored.json").unlink()
     assert lost(plan) == {
         plan.batches[-1].marker,
@@ -325,6 +334,13 @@ def test_what_was_deleted_is_found(tmp_path):
         f"{tmp_path}/scored.json",
     }
     assert (tmp_path / "long.parquet").exists()
+
+
+@pytest.mark.parametrize("name", ["scores.test.json", "predictions.val.parquet"])
+def test_a_lost_file_of_a_run_is_missed_by_what_scores(name, complete):
+    plan, done = complete
+    (done[0].parent / name).unlink()
+    assert lost(plan) == {f"{plan.results}/scored.json"}
 
 
 def test_a_refused_variant_is_finished_and_has_no_runs(tmp_path):

@@ -85,23 +85,29 @@ AFTER_RUNS = ("scored.json", "long.parquet", "mlflow", "stats/", "figures/", "ta
 
 
 @pytest.mark.parametrize(
-    ("folder", "rules", "remade"),
+    ("name", "rules", "remade"),
     [
         (
             SEED,
             {"train", "score", "collect", "compare", "track", "figures", "tables"},
             (f"{SEED}/", SEED.replace("seed1", "seeds0-1.done.json"), *AFTER_RUNS),
         ),
+        (
+            f"{SEED}/scores.test.json",
+            {"score", "collect", "compare", "track", "figures", "tables"},
+            (f"{SEED}/scores.test.json", *AFTER_RUNS),
+        ),
         ("figures", {"figures", "tables"}, ("figures/", "tables/", "logs/")),
     ],
-    ids=["a seed", "figures"],
+    ids=["a seed", "scores", "figures"],
 )
-def test_what_is_deleted_comes_back_and_nothing_else_moves(mini, tmp_path, folder, rules, remade):
+def test_what_is_deleted_comes_back_and_nothing_else_moves(mini, tmp_path, name, rules, remade):
     checkout = Checkout(tmp_path / "pedbench")
     shutil.copytree(mini[0].root, checkout.root, symlinks=True)
     results = checkout.root / RESULTS
     before = state(results)
-    shutil.rmtree(results / folder)
+    path = results / name
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
     found = state(results)
     checkout.snakemake("-n", *TABLES)
     checkout.snakemake(*TABLES, "--dag")

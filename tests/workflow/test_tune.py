@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import subprocess
 import sys
@@ -55,6 +56,20 @@ def test_tuning_leaves_a_preset_that_a_plan_can_use(checkout, tuned):
         (checkout.root / f"config/presets/equal_budget.{kind}").write_text(text)
     assert "Nothing to be done" in checkout.snakemake("tune", *PLAN, *SMALL)
     checkout.snakemake("-n", "results/tables")
+
+
+def test_what_is_deleted_of_a_tuning_comes_back(checkout, tuned):
+    assert "the tables are in" not in tuned
+    made = checkout.root / "results/small/tuned"
+    for name, rules in (
+        ("equal_budget.yaml", {"preset", "tune"}),
+        ("linear_probe.json", {"trials", "preset", "tune"}),
+    ):
+        before = (made / name).read_bytes()
+        (made / name).unlink()
+        said = checkout.snakemake("tune", *PLAN, *SMALL)
+        assert set(re.findall(r"^\w*rule (\w+):", said, re.MULTILINE)) == rules
+        assert (made / name).read_bytes() == before
 
 
 def trial_command(root: Path, folder: Path) -> list[str]:

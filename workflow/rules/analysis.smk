@@ -83,6 +83,7 @@ rule tables:
         stats=f"{RESULTS}/stats",
         figures=f"{RESULTS}/figures",
         track=f"{RESULTS}/mlflow.json",
+        texts=inputs_of_tables,
     output:
         directory(f"{RESULTS}/tables"),
     log:

@@ -9,6 +9,21 @@ def markers_of_runs(wildcards):
     return [batch.marker for batch in PLAN.batches]
 
 
+def inputs_of_tables(wildcards):
+    """What captions and the report of the tuning are written from."""
+    presets = [PRESET] if PRESET in PLAN.config["presets"] else []
+    return ["config/protocols/paper.yaml", *(f"{PRESETS}/{p}.json" for p in presets)]
+
+
+def records_of_tuning(wildcards):
+    """A record for each section; like `markers_of_runs`."""
+    records = [f"{RESULTS}/tuned/{section}.json" for section in to_tune()]
+    if workflow.is_main_process:
+        gone = {record for record in records if not Path(record).exists()}
+        workflow.dag.forcefiles |= gone | lost(PLAN)
+    return records
+
+
 def to_tune():
     """Section of the preset -> the experiment that is tuned."""
     try:

@@ -4,16 +4,16 @@
 
 rule tune:
     input:
-        f"{RESULTS}/tuned/equal_budget.json",
+        multiext(f"{RESULTS}/tuned/{PRESET}", ".json", ".yaml"),
 
 
 rule preset:
     input:
         plan=f"{RESULTS}/plan.json",
-        records=lambda _: [f"{RESULTS}/tuned/{section}.json" for section in to_tune()],
+        records=records_of_tuning,
     output:
-        json=f"{RESULTS}/tuned/equal_budget.json",
-        yaml=f"{RESULTS}/tuned/equal_budget.yaml",
+        json=f"{RESULTS}/tuned/{PRESET}.json",
+        yaml=f"{RESULTS}/tuned/{PRESET}.yaml",
     log:
         f"{RESULTS}/logs/preset.log",
     conda:
@@ -36,7 +36,7 @@ rule trials:
     log:
         f"{RESULTS}/logs/tune/{{section}}.log",
     wildcard_constraints:
-        section="(?!equal_budget).+",
+        section=f"(?!{PRESET}).+",
     conda:
         "../envs/pedbench.yaml"
     threads: PLAN.config["threads_per_job"]
