@@ -31,8 +31,6 @@ try:
         read_yaml(file)  # refuses a key that stands twice; Snakemake keeps the last
     PLAN = make_plan(config, source)
     check_results_folder(PLAN.results)
-    if "tune" in workflow.dag_settings.targets:
-        tuned(PLAN)
 except PedbenchError as error:
     raise WorkflowError(str(error)) from None
 
