@@ -181,16 +181,20 @@ def test_stem_and_head_make_the_model(setting):
         assert torch.equal(model(images).logits, split)
 
 
-@every
-def test_an_unsupported_task_is_refused_with_a_reason(setting):
+def test_an_unsupported_task_is_refused_with_a_reason(backbone):
     class Unheard(BaseMethod):
         tasks = ()
 
-    reason = Unheard(None).supports(setting.task, setting.backbone)
+    reason = Unheard(None).supports(Task("par", (), ()), backbone)
     assert reason and "par" in reason
-    foreign = dataclasses.replace(setting.task, kind="reid")
-    if "reid" not in setting.method.tasks:
-        assert setting.method.supports(foreign, setting.backbone)
+
+
+@every
+def test_a_foreign_task_is_refused(setting):
+    """A method's own `supports` keeps what `BaseMethod` refuses."""
+    if "reid" in setting.method.tasks:
+        pytest.skip("solves it")
+    assert setting.method.supports(dataclasses.replace(setting.task, kind="reid"), setting.backbone)
 
 
 @pytest.fixture(scope="module")
