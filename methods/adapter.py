@@ -4,11 +4,12 @@ Paper: Chen et al., "AdaptFormer: Adapting Vision Transformers for Scalable Visu
 NeurIPS 2022; Houlsby et al., "Parameter-Efficient Transfer Learning for NLP", ICML 2019; Pfeiffer
 et al., "AdapterFusion: Non-Destructive Task Composition for Transfer Learning", EACL 2021.
 Trains: the bottlenecks and a linear head.
-Parameters: 1,215,795 at ViT-B/16, 3,211,059 at ViT-L/14 (64 units; 26,163 and 39,219 of them the
-head's, 51 attributes).
+Parameters: 1,215,795 at ViT-B/16, 3,211,059 at ViT-L/14 (64 units, 51 attributes; 26,163 and
+39,219 of them are the head's).
 Published: CIFAR-100 85.90 with AdaptFormer-64 on ViT-B/16 pre-trained by masked autoencoding;
 no pedestrian attributes.
-Run: snakemake --cores all results/tables --config 'methods=[adapter]'
+Run: snakemake --cores all results/adapter/tables --config results=results/adapter
+'methods=[linear_probe,adapter]'
 
 Forms: ``adaptformer`` beside the MLP, reading what the block's second norm reads, ReLU, scaled,
 with the dropout of the authors' code; ``pfeiffer`` behind the MLP; ``houlsby`` behind attention and

@@ -6,7 +6,8 @@ Trains: every bias of the image tower, those of its norms included, and a linear
 Parameters: 129,075 at ViT-B/16, 311,603 at ViT-L/14 (51 attributes;
 26,163 and 39,219 of them are the head's).
 Published: language tasks only (GLUE with BERT); no pedestrian attributes.
-Run: snakemake --cores all results/tables --config 'methods=[bitfit]'
+Run: snakemake --cores all results/bitfit/tables --config results=results/bitfit
+'methods=[linear_probe,bitfit]'
 
 The biases of the keys shift every attention score of a query alike, so the softmax removes them,
 and the last norm's stands before the linear head's batch-norm, which removes it; they are counted

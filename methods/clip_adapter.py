@@ -4,7 +4,8 @@ Paper: Gao et al., "CLIP-Adapter: Better Vision-Language Models with Feature Ada
 Trains: the bottleneck.
 Parameters: 131,072 at ViT-B/16, 294,912 at ViT-L/14.
 Published: ImageNet accuracy 63.59 with RN50, 16 shots; no pedestrian attributes.
-Run: snakemake --cores all results/tables --config 'methods=[clip_adapter]'
+Run: snakemake --cores all results/clip_adapter/tables --config results=results/clip_adapter
+'methods=[linear_probe,clip_adapter]'
 
 The adapter of the text features, which the paper found to add little, is left out as in the
 authors' code.

@@ -4,7 +4,8 @@ Paper: Zhou et al., "Conditional Prompt Learning for Vision-Language Models", CV
 Trains: the context vectors and the meta-net.
 Parameters: 35,360 at ViT-B/16, 77,616 at ViT-L/14.
 Published: ImageNet accuracy 71.02 with ViT-B/16, 16 shots (Table 2); no pedestrian attributes.
-Run: snakemake --cores all results/tables --config 'methods=[cocoop]'
+Run: snakemake --cores all results/cocoop/tables --config results=results/cocoop
+'methods=[linear_probe,cocoop]'
 
 CoCoOp chooses one class of many by a softmax; for attributes, which are many yes/no questions, it
 gets the head that all methods share, a class name being "person wearing a hat". The authors' code

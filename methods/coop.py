@@ -5,7 +5,8 @@ Trains: the context vectors.
 Parameters: 8,192 at ViT-B/16, 12,288 at ViT-L/14.
 Published: ImageNet accuracy 71.51 with ViT-B/16, 16 shots, 4 vectors (Zhou et al., CVPR 2022,
 Table 2); no pedestrian attributes.
-Run: snakemake --cores all results/tables --config 'methods=[coop]'
+Run: snakemake --cores all results/coop/tables --config results=results/coop
+'methods=[linear_probe,coop]'
 
 CoOp chooses one class of many by a softmax; for attributes, which are many yes/no questions, it
 gets the head that all methods share, a class name being "person wearing a hat". The authors' code

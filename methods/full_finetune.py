@@ -4,10 +4,11 @@ Paper: Kumar et al., "Fine-Tuning can Distort Pretrained Features and Underperfo
 Out-of-Distribution", ICLR 2022, for the order: first the head alone on frozen features (the
 protocol's ``head_init``), then everything.
 Trains: the image tower and a linear head.
-Parameters: 86,218,803 at ViT-B/16, 304,005,427 at ViT-L/14 (51 attributes)
+Parameters: 86,218,803 at ViT-B/16, 304,005,427 at ViT-L/14 (51 attributes).
 Published: on average 10 % more accurate out-of-distribution, 1 % in-distribution, than fine-tuning
 from a random head; no pedestrian attributes.
-Run: snakemake --cores all results/tables --config 'methods=[full_finetune]'
+Run: snakemake --cores all results/full_finetune/tables --config results=results/full_finetune
+'methods=[linear_probe,full_finetune]'
 """
 
 from __future__ import annotations

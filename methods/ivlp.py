@@ -2,11 +2,12 @@
 
 Paper: Khattak et al., "MaPLe: Multi-modal Prompt Learning", CVPR 2023, as a baseline.
 Trains: text prompts and visual prompts.
-Parameters: 30,720 at ViT-B/16, 67,584 at ViT-L/14
-Published: ViT-B/16, 16 images per class, mean accuracy of 11 data sets on base classes, novel ones
+Parameters: 30,720 at ViT-B/16, 67,584 at ViT-L/14.
+Published: ViT-B/16, 16 images per class, mean accuracy of 11 datasets on base classes, novel ones
 and their harmonic mean: 82.15, 74.07, 77.90; ``language_only`` 81.72, 73.81, 77.56 (authors'
 repository); no pedestrian attributes.
-Run: snakemake --cores all results/tables --config 'methods=[ivlp]'
+Run: snakemake --cores all results/ivlp/tables --config results=results/ivlp
+'methods=[linear_probe,ivlp]'
 
 The paper classifies by a softmax; docs/decisions/prompt_learners.md says what replaces it and how
 the released code differs. ``language_only`` prompts the text tower alone; then the image features

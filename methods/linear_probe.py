@@ -3,9 +3,10 @@
 Paper: Radford et al., "Learning Transferable Visual Models From Natural Language Supervision",
 ICML 2021, section 3.2.
 Trains: the head.
-Parameters: 26,163 at ViT-B/16, 39,219 at ViT-L/14 (51 attributes)
+Parameters: 26,163 at ViT-B/16, 39,219 at ViT-L/14 (51 attributes).
 Published: ImageNet accuracy 80.2 with ViT-B/16, 83.9 with ViT-L/14; no pedestrian attributes.
-Run: snakemake --cores all results/tables --config 'methods=[linear_probe]'
+Run: snakemake --cores all results/linear_probe/tables --config results=results/linear_probe
+'methods=[zero_shot,linear_probe]'
 
 The paper fits a multinomial logistic regression by L-BFGS on the features before CLIP's projection
 into the joint space. Here one sigmoid per attribute learns by the protocol's optimiser on those

@@ -5,9 +5,10 @@ and Ben Ayed, "Low-Rank Few-Shot Adaptation of Vision-Language Models", CVPR Wor
 Trains: two factors per adapted matrix and, in the default, a linear head.
 Parameters: 321,075 at ViT-B/16, 825,651 at ViT-L/14 (51 attributes;
 26,163 and 39,219 of them are the head's); ``clip_lora``: 184,320 and 405,504.
-Published: CLIP-LoRA, ViT-B/16, mean of 11 data sets, 16 images per class: 83.0 % accuracy; no
+Published: CLIP-LoRA, ViT-B/16, mean of 11 datasets, 16 images per class: 83.0 % accuracy; no
 pedestrian attributes.
-Run: snakemake --cores all results/tables --config 'methods=[lora]'
+Run: snakemake --cores all results/lora/tables --config results=results/lora
+'methods=[linear_probe,lora]'
 
 The adapters are the peft library's. The defaults are the setting of Hu et al. for their smallest
 encoder (RoBERTa base: queries and values, rank 8, alpha 8, no dropout), in the image tower alone,

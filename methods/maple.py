@@ -2,10 +2,11 @@
 
 Paper: Khattak et al., "MaPLe: Multi-modal Prompt Learning", CVPR 2023.
 Trains: text prompts and, per prompted layer, the linear coupling that makes the visual ones.
-Parameters: 3,555,072 at ViT-B/16, 7,100,928 at ViT-L/14
+Parameters: 3,555,072 at ViT-B/16, 7,100,928 at ViT-L/14.
 Published: accuracy after 16 images per class of ImageNet, ViT-B/16, depth 3: ImageNet 70.72, mean
 of ten other datasets 66.30; no pedestrian attributes.
-Run: snakemake --cores all results/tables --config 'methods=[maple]'
+Run: snakemake --cores all results/maple/tables --config results=results/maple
+'methods=[linear_probe,maple]'
 
 The paper classifies by a softmax; docs/decisions/prompt_learners.md says what replaces it and how
 the released code differs. A prompted layer of the image tower is coupled to the same layer of the

@@ -3,10 +3,11 @@
 Paper: of the default, Liu et al., "Few-Shot Parameter-Efficient Fine-Tuning is Better and Cheaper
 than In-Context Learning" (IA3), NeurIPS 2022; each variant's is in the BibTeX of this file.
 Trains: what the tuner adds to the layers ``targets``, and a linear head.
-Parameters: 81,459 at ViT-B/16, 186,675 at ViT-L/14 (IA3; 26,163 and 39,219 of them the head's, 51
-attributes).
+Parameters: 81,459 at ViT-B/16, 186,675 at ViT-L/14 (IA3, 51 attributes; 26,163 and 39,219 of
+them are the head's).
 Published: no pedestrian attributes.
-Run: snakemake --cores all results/tables --config 'methods=[peft_tuner/dora]'
+Run: snakemake --cores all results/peft_tuner/tables --config results=results/peft_tuner
+'methods=[linear_probe,peft_tuner/dora]'
 
 A tuner is an entry of config/variants.yaml: ``tuner`` is the name of one of peft's configuration
 classes without "Config", ``options`` are its keyword arguments. docs/decisions/peft.md says which

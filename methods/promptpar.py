@@ -4,10 +4,11 @@ Paper: Wang et al., "Pedestrian Attribute Recognition via CLIP based Prompt Visi
 Fusion", IEEE TCSVT 2024.
 Trains: visual and text prompts, region CLS tokens, the linear maps into the fusion, the head; CLIP
 and the fusion's blocks are frozen.
-Parameters: 2,232,831 at ViT-B/16, 3,865,087 at ViT-L/14 (51 attributes)
+Parameters: 2,232,831 at ViT-B/16, 3,865,087 at ViT-L/14 (51 attributes).
 Published: mA / instance F1, ViT-L/14: PETA 88.76 / 89.18, PA100K 87.47 / 90.15,
 RAPv1 85.45 / 82.38.
-Run: snakemake --cores all results/tables --config 'methods=[promptpar/region_deep]'
+Run: snakemake --cores all results/promptpar/tables --config results=results/promptpar
+'methods=[linear_probe,promptpar/region_deep]'
 
 The defaults are the paper's, read soundly where its text and its code disagree; the variant
 ``released_code`` computes what the authors' code computes. docs/decisions/promptpar.md lists

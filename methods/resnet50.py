@@ -4,11 +4,12 @@ Paper: Jia et al., "Rethinking of Pedestrian Attribute Recognition: A Reliable E
 Zero-Shot Pedestrian Identity Setting", arXiv 2021; weighted loss: Li et al., "Multi-attribute
 Learning for Pedestrian Attribute Recognition in Surveillance Scenarios" (DeepMAR), ACPR 2015.
 Trains: everything.
-Parameters: 23,612,531 at ViT-B/16, 23,612,531 at ViT-L/14 (51 attributes)
+Parameters: 23,612,531 whatever the backbone (51 attributes).
 Published: mA / F1 (harmonic F1, threshold 0.5, best test epoch), authors' repository, 256x192
 pixels: PETA 83.96 / 86.35, PA100K 80.21 / 87.40, RAPv1 79.27 / 79.95; PETA-ZS 71.43 / 72.04,
 RAP-ZS 71.76 / 77.66 (first version of these splits).
-Run: snakemake --cores all results/tables --config 'methods=[resnet50/from_scratch]'
+Run: snakemake --cores all results/resnet50/tables --config results=results/resnet50
+'methods=[linear_probe,resnet50/from_scratch]'
 
 The reference that owes CLIP nothing: of the backbone it takes the size of the images only. As in
 the released code the linear units read the average over the image, without batch-norm, and the

@@ -7,7 +7,8 @@ layer of the image tower, and a linear head.
 Parameters: 233,523 at ViT-B/16, 586,035 at ViT-L/14 (51 attributes;
 26,163 and 39,219 of them are the head's).
 Published: CIFAR-100 93.99 with ViT-B/16 (full fine-tuning 93.82); no pedestrian attributes.
-Run: snakemake --cores all results/tables --config 'methods=[ssf]'
+Run: snakemake --cores all results/ssf/tables --config results=results/ssf
+'methods=[linear_probe,ssf]'
 
 Scales start around 1, shifts around 0, both with deviation 0.02, and neither decays, as in the
 authors' code: the start is near CLIP, not CLIP itself. That code evaluates a moving average of the

@@ -6,7 +6,8 @@ Trains: the cache's keys (Tip-Adapter-F); nothing with ``finetune: false``.
 Parameters: 835,584 at ViT-B/16, 1,253,376 at ViT-L/14 (51 attributes, 16 shots).
 Published: ImageNet accuracy 65.51 (training-free 62.03) with RN50, 16 shots, the first by the
 released code's best epoch on test images; no pedestrian attributes.
-Run: snakemake --cores all results/tables --config 'methods=[tip_adapter]'
+Run: snakemake --cores all results/tip_adapter/tables --config results=results/tip_adapter
+'methods=[linear_probe,tip_adapter]'
 
 The paper classifies among classes with ``shots`` cached images each. Here each attribute is such a
 problem of two classes, presence and absence, with a cache of its own, and its logit is the

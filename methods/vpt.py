@@ -3,11 +3,12 @@
 Paper: Jia et al., "Visual Prompt Tuning", ECCV 2022; against CLIP's texts: the released code of
 Khattak et al., CVPR 2023.
 Trains: visual prompts; the head if it is linear.
-Parameters: 73,728 at ViT-B/16, 196,608 at ViT-L/14
-Published: against CLIP's texts, ViT-B/16, 16 images per class, mean accuracy of 11 data sets on
+Parameters: 73,728 at ViT-B/16, 196,608 at ViT-L/14.
+Published: against CLIP's texts, ViT-B/16, 16 images per class, mean accuracy of 11 datasets on
 base classes, novel ones and their harmonic mean: 80.24, 73.43, 76.68 (repository of Khattak et
 al.); no pedestrian attributes.
-Run: snakemake --cores all results/tables --config 'methods=[vpt]'
+Run: snakemake --cores all results/vpt/tables --config results=results/vpt
+'methods=[linear_probe,vpt]'
 
 The paper trains a linear head on the prompted features of a ViT without text tower
 (``linear_head``); here the default compares them with texts, as the prompt learners do. CLIP has

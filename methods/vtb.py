@@ -4,10 +4,11 @@ Paper: Cheng et al., "A Simple Visual-Textual Baseline for Pedestrian Attribute 
 IEEE TCSVT 2022.
 Trains: the image tower, the fusion, the embeddings of words and modalities, the head; the vectors
 of the sentences are fixed.
-Parameters: 86,430,105 at ViT-B/16, 86,430,105 at ViT-L/14 (51 attributes)
+Parameters: 86,430,105 whatever the backbone (51 attributes).
 Published: mA / instance F1 in PromptPAR's tables: PETA 85.31 / 86.71, PA100K 83.72 / 88.21, RAPv1
 82.67 / 80.84.
-Run: snakemake --cores all results/tables --config 'methods=[vtb/clip]'
+Run: snakemake --cores all results/vtb/tables --config results=results/vtb
+'methods=[linear_probe,vtb/clip]'
 
 The default is the released code's model: its own ImageNet tower at the size of the images, whatever
 the backbone, and fixed sentence vectors of all-mpnet-base-v2 (the papers say BERT). timm fits its

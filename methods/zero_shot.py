@@ -3,10 +3,11 @@
 Paper: Radford et al., "Learning Transferable Visual Models From Natural Language Supervision",
 ICML 2021, section 3.1.
 Trains: nothing; one run, which the tests pair with every seed of the others.
-Parameters: 0 at ViT-B/16, 0 at ViT-L/14
+Parameters: 0 whatever the backbone.
 Published: ImageNet accuracy 68.6 with ViT-B/16, 75.3 with ViT-L/14, both with an ensemble of 80
 templates (ViT-B/16 with a single one 66.7, Zhou et al.); no pedestrian attributes.
-Run: snakemake --cores all results/tables --config 'methods=[zero_shot]'
+Run: snakemake --cores all results/zero_shot/tables --config results=results/zero_shot
+'methods=[linear_probe,zero_shot]'
 
 CLIP has no multi-label head, so, as for all prompt learners here, an attribute's logit is
 ``scale * (cos(image, positive) - cos(image, negative))``: the binary softmax over the pair. One

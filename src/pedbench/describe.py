@@ -36,6 +36,7 @@ INTRODUCTION = f"""\
 
 - **Parameters** counts the scalars that train with the defaults.
 - **Published** figures are as printed; none of them was measured here.
+- **Tuned over** is what `make tune` searches: a range on a log scale, or choices.
 - **Embedded default** is the release run on its test images, in percent: mean ± standard deviation
   over the seeds (without ±: one run), ↑ ↓ significantly above or below the baseline.
   [embedded-default.md](embedded-default.md) says what it shows and what not.
@@ -242,7 +243,7 @@ def code(text: str) -> str:
 
 def escape(text: str) -> str:
     """``text`` with what Markdown would take for markup escaped, code spans apart."""
-    return re.sub(r"(`+[^`]*`+)|([*<])", lambda m: m[1] or f"\\{m[2]}", text)
+    return re.sub(r"`+([^`]*)`+|([*<])", lambda m: f"\\{m[2]}" if m[2] else code(m[1]), text)
 
 
 def anchor(title: str) -> str:

@@ -24,9 +24,10 @@ METHOD = '''"""{title}: a residual adapter on the image feature, then one linear
 
 Paper: (authors, "title", venue and year, section).
 Trains: the adapter and the head.
-Parameters: 43,075 at ViT-B/16, 64,579 at ViT-L/14 (51 attributes)
+Parameters: 43,075 at ViT-B/16, 64,579 at ViT-L/14 (51 attributes).
 Published: (a number as printed, with its dataset).
-Run: snakemake --cores all results/tables --config 'methods=[linear_probe, {name}]'
+Run: snakemake --cores all results/{name}/tables --config results=results/{name}
+'methods=[linear_probe,{name}]'
 
 (Where and why this departs from the paper.)
 """
