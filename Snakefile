@@ -31,10 +31,8 @@ try:
         read_yaml(file)  # refuses a key that stands twice; Snakemake keeps the last
     PLAN = make_plan(config, source)
     check_results_folder(PLAN.results)
-    if (
-        "tune" in sys.argv[1:]
-    ):  # here it is one sentence, in an input function a traceback
-        tuned(PLAN)
+    if "tune" in sys.argv[1:]:
+        tuned(PLAN)  # refused in one sentence; in an input function with a traceback
 except PedbenchError as error:
     raise WorkflowError(str(error)) from None
 
