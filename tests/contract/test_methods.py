@@ -129,7 +129,7 @@ def test_every_trainable_parameter_receives_a_gradient(setting):
     if not trainable:
         pytest.skip(TRAINING_FREE)
     with torch.no_grad():
-        setting.method.prepare(model.eval(), [batch])
+        setting.method.prepare(model.eval(), iter([batch]))
         model.train()
         for parameter in trainable.values():
             parameter.add_(0.02 * torch.randn_like(parameter))

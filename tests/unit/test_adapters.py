@@ -92,7 +92,8 @@ def test_tip_adapter_adds_the_affinity_to_cached_images(backbone, task, images):
     labels = torch.zeros(6, len(task.attributes))
     labels[:3, 0], labels[5, 0] = 1, -1  # three with the attribute, two without, one unknown
     with torch.no_grad():
-        method.prepare(model.eval(), [Batch(images[:4], labels[:4]), Batch(images[4:], labels[4:])])
+        parts = [Batch(images[:4], labels[:4]), Batch(images[4:], labels[4:])]
+        method.prepare(model.eval(), iter(parts))
         features = F.normalize(model.stem(images), dim=-1)
         plain = model.head.clip_head(model.stem(images))
         added = (model(images).logits - plain) / 0.7

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from conftest import ATTRIBUTES
@@ -14,7 +16,7 @@ from pedbench.nn.backbone import shape_only
 TASK = Task("par", ATTRIBUTES, (0.3,) * len(ATTRIBUTES))
 
 
-def build(module, backbone, **params):
+def build(module, backbone, **params) -> Any:
     torch.manual_seed(0)
     return module.Method(module.Params(**params)).build(backbone, TASK)
 

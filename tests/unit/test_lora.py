@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
@@ -27,13 +28,13 @@ TUNERS = [label for label in read_variants()["peft_tuner"] if label != "ia3"]  #
 NOT_IDENTITY = ("fourierft",)  # docs/decisions/peft.md
 
 
-def build(backbone, method, seed=0, **params):
+def build(backbone, method, seed=0, **params) -> Any:
     torch.manual_seed(seed)
     instance = load_method(method)(load_params(method, params))
     return instance.build(copy.deepcopy(backbone), TASK)
 
 
-def variant(backbone, method, label, seed=0):
+def variant(backbone, method, label, seed=0) -> Any:
     return build(backbone, method, seed, **read_variants()[method][label])
 
 
@@ -223,7 +224,7 @@ def test_adaloras_budget_and_penalty_are_pefts(backbone):
     params = {"tuner": "AdaLora", "options": ADALORA, "targets": ["q", "v"]}
     method = load_method("peft_tuner")(load_params("peft_tuner", params))
     torch.manual_seed(0)
-    ours = method.build(copy.deepcopy(backbone), TASK).train()
+    ours: Any = method.build(copy.deepcopy(backbone), TASK).train()
     pairs = [
         (p, q)
         for p, q in zip(ours.backbone.clip.parameters(), theirs.model.parameters(), strict=True)

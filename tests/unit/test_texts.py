@@ -98,7 +98,8 @@ def test_what_texts_begin_with_is_computed_once(backbone):
     rows = sequences(backbone, [learned(0)])
     rows += rows[:1]
     packed = PackedTexts(backbone, rows)
-    (pack,) = packed.packs
+    pack: Any = packed.packs[0]
+    assert len(packed.packs) == 1
     assert len(pack.fixed) == len({tuple(row[:n]) for row in rows for n in range(1, 1 + len(row))})
     features = packed(torch.randn(1, backbone.text_width))
     assert torch.equal(features[0], features[-1])

@@ -44,7 +44,7 @@ def run(name, tricks, backbone, manifest):
         torch.manual_seed(3)
         model = method.build(backbone, task).double().eval()
         with torch.no_grad():
-            method.prepare(model, [batch])
+            method.prepare(model, iter([batch]))
         used.clear()
         torch.manual_seed(4)
         output = model.train()(images)
