@@ -191,9 +191,10 @@ def checked(field: Field, value: Any) -> Any:
 
 def suggest(word: str, known: Iterable[str]) -> str:
     """``"; did you mean 'x'?"`` when a known word is close or begins so, else the empty string."""
-    known = list(known)
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.7)
-    close = close or [name for name in known if word and name.startswith(word)]
+    plain = {name.lower(): name for name in known}
+    near = difflib.get_close_matches(word.lower(), plain, n=1, cutoff=0.7)
+    near = near or [name for name in plain if word and name.startswith(word.lower())]
+    close = [plain[name] for name in near]
     return f"; did you mean '{close[0]}'?" if close else ""
 
 

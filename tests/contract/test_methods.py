@@ -36,7 +36,7 @@ INERT = {
     "full_finetune/default": ("visual.ln_post.bias",),
     "promptpar": ("fusion.linear.bias", "fusion.norm.bias", "head.bias"),
     "promptpar/released_code": ("text_prompts",),
-    "peft_tuner/ln_tuning": ("visual.ln_post.bias",),
+    "peft_tuner/ln_tuning": ("visual.ln_post.ln_tuning_layers.default.bias",),
     "vtb": ("attn.k_proj.bias", "fusion.norm.bias", "head.bias"),
 }
 

@@ -221,7 +221,7 @@ def test_adaloras_budget_and_penalty_are_pefts(backbone):
         "visual",
         ("q", "v"),
     )
-    params = {"tuner": "AdaLora", "options": ADALORA, "targets": ["q", "v"]}
+    params = {"tuner": "AdaLora", "options": ADALORA, "targets": ["q", "v"], "head": "pair"}
     method = load_method("peft_tuner")(load_params("peft_tuner", params))
     torch.manual_seed(0)
     ours: Any = method.build(copy.deepcopy(backbone), TASK).train()

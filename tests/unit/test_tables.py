@@ -159,7 +159,7 @@ def test_departures_are_those_of_the_protocol_and_of_presets():
     assert departures([{"method": "linear_probe", **spec}]) == []
     spec = resolve("linear_probe", "default", read_protocol("paper", ("tiny_clip",)))
     assert departures([{"method": "linear_probe", **spec}]) == [
-        "Departures from the paper's protocol: Linear probe with epochs 40, lr 0.02"
+        "Departures from the paper's protocol: Linear probe with epochs 18, lr 0.02"
     ]
 
 

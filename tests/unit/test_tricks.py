@@ -43,6 +43,9 @@ def run(name, tricks, backbone, manifest):
     with naive.without(backbone, *tricks) as used:
         torch.manual_seed(3)
         model = method.build(backbone, task).double().eval()
+        for module in model.modules():  # masks depend on how many tokens there are
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
         with torch.no_grad():
             method.prepare(model, iter([batch]))
         used.clear()
@@ -68,7 +71,10 @@ def check(found, expected):
         )
 
 
-@pytest.mark.parametrize("name", registry.methods())
+METHODS = [name for name in registry.methods() if name != "resnet50"]  # it has nothing of CLIP
+
+
+@pytest.mark.parametrize("name", METHODS)
 def test_tricks_change_nothing(name, backbone, manifest):
     """All together, then one by one those that the method uses."""
     with_tricks = run(name, (), backbone, manifest)
