@@ -78,7 +78,7 @@ def trial_command(root: Path, folder: Path) -> list[str]:
     spec = results / "runs/synthetic_a/standard/linear_probe/default/config.json"
     folder.mkdir()
     (folder / "config.json").write_text(spec.read_text())
-    words = ["tune", "--config", folder / "config.json", "--trials", "3", "--seeds", "0", "--out"]
+    words = ["tune", "--settings", folder / "config.json", "--trials", "3", "--seeds", "0", "--out"]
     words += [folder / "record.json", "--manifest", results / "manifests/synthetic_a.parquet"]
     words += ["--weights", results / "weights/tiny_clip.json"]
     return [sys.executable, "-m", "pedbench.cli", *map(str, words)]
