@@ -68,7 +68,8 @@ def sweep_figure(
     """
     figure = Figure(figsize=(WIDTH, 2.7))
     axes: Any = figure.subplots(1, 2)
-    points = {f"{sweep['method']}/{p['variant']}": i for i, p in enumerate(sweep["points"])}
+    (one,) = sweep["lines"]
+    points = {f"{one['method']}/{p['variant']}": i for i, p in enumerate(one["points"])}
     scores = scores.assign(choice=scores["method"] + "/" + scores["variant"])
     scores = scores.assign(x=scores["choice"].map(points.get))
     for ax, (label, metric) in zip(axes, {"mA": "mA", "F1": f1}.items(), strict=True):
@@ -79,9 +80,9 @@ def sweep_figure(
             mean = select(values, choice=baseline)["value"].mean()
             ax.axhline(mean, color=ORANGE, linestyle="--", label=name_of(baseline))
             ax.legend()
-        ax.set_xticks(range(len(points)), [str(point["value"]) for point in sweep["points"]])
+        ax.set_xticks(range(len(points)), [str(point["value"]) for point in one["points"]])
         ax.set(xlabel=sweep["parameter"].replace("_", " "), ylabel=f"{label} (%)")
-    title = f"{display_name(sweep['method'], sweep['base'])} on {sweep['dataset']}"
+    title = f"{display_name(one['method'], one['base'])} on {sweep['dataset']}"
     figure.suptitle(f"{title}, {sweep['split']} split (mean ± sd over seeds)", fontsize="medium")
     return figure
 

@@ -87,16 +87,23 @@ class Point:
 
 
 @dataclass(frozen=True)
+class Line:
+    """One method's part of a sweep."""
+
+    method: str
+    base: str  # the variant all points start from
+    points: tuple[Point, ...]
+
+
+@dataclass(frozen=True)
 class Sweep:
-    """A curve: one parameter of one method on one dataset and split."""
+    """Curves over one parameter of one or more methods on one dataset and split."""
 
     name: str
     dataset: str
     split: str
-    method: str
-    base: str  # the variant all points start from
     parameter: str
-    points: tuple[Point, ...]
+    lines: tuple[Line, ...]
 
 
 @dataclass(frozen=True)
@@ -225,12 +232,19 @@ def make_plan(config: Mapping[str, Any], source: str = "config") -> Plan:
     sweeps = []
     for name, entry in config["sweeps"].items():
         where = f"{source}: sweeps.{name}"
-        place, choice = _place(where, entry["dataset"]), _choice(where, entry["method"])
-        if place in places and choice in choices:
-            sweeps.append(builder.sweep(name, where, place, choice, entry))
-        else:
-            absent = entry["dataset"] if place not in places else entry["method"]
-            notes.append(f"sweep {name} left out: {absent} is not in the plan")
+        place, swept = _place(where, entry["dataset"]), _swept(where, entry)
+        absent = [method for method, choice in swept.items() if choice not in choices]
+        if place not in places:
+            notes.append(f"sweep {name} left out: {entry['dataset']} is not in the plan")
+            continue
+        notes += [f"sweep {name}: {method} left out, it is not in the plan" for method in absent]
+        lines = [
+            builder.line(name, where, place, choice, entry)
+            for method, choice in swept.items()
+            if method not in absent
+        ]
+        if lines:
+            sweeps.append(Sweep(name, *place, entry["parameter"], tuple(lines)))
     comparison = _comparison(source, config, choices, notes)
     return Plan(
         config,
@@ -314,14 +328,14 @@ class _Builder:
             )
         self._append(dataset, split, method, variant, values, in_tables=True)
 
-    def sweep(
+    def line(
         self,
         name: str,
         where: str,
         place: tuple[str, str],
         choice: tuple[str, str],
         entry: Mapping[str, Any],
-    ) -> Sweep:
+    ) -> Line:
         (method, base), parameter = choice, entry["parameter"]
         points = []
         for value in entry["values"]:
@@ -335,7 +349,7 @@ class _Builder:
             if same is None:
                 self._append(*place, method, variant, values, in_tables=False)
             points.append(Point(value, variant))
-        return Sweep(name, *place, method, base, parameter, tuple(points))
+        return Line(method, base, tuple(points))
 
     def _same(self, dataset: str, split: str, method: str, values: Any) -> Experiment | None:
         """The experiment that already runs these values, whatever their origin."""
@@ -381,6 +395,19 @@ def _choice(where: str, entry: str) -> tuple[str, str]:
     except PedbenchError as error:
         raise PedbenchError(f"{where}: {error}") from None
     return method, variant or DEFAULT
+
+
+def _swept(where: str, entry: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
+    """The methods of a sweep as written -> method and variant."""
+    if ("method" in entry) == ("methods" in entry):
+        raise PedbenchError(f"{where}: name either one 'method' or a list of 'methods'")
+    choices = {m: _choice(where, m) for m in entry.get("methods", [entry.get("method")])}
+    twice = [
+        method for method, choice in choices.items() if list(choices.values()).count(choice) > 1
+    ]
+    if twice:
+        raise PedbenchError(f"{where}: methods: {' and '.join(twice)} are the same; delete one")
+    return choices
 
 
 def _check_names(config: Mapping[str, Any], source: str) -> None:

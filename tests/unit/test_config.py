@@ -69,7 +69,7 @@ def test_shipped_protocols_and_presets_resolve_every_method(name, presets):
         ({"methods": ["a", "a"]}, "c.yaml: methods: ['a', 'a'] has non-unique elements"),
         (
             {"sweeps": {"depth": {"dataset": "a/b", "method": "m", "values": [1]}}},
-            "c.yaml: sweeps.depth: 'parameter' is missing; a field of the method's Params",
+            "c.yaml: sweeps.depth: 'parameter' is missing; a field of the method's Params, or a",
         ),
         (
             {"comparison": {"alpa": 0.1}},

@@ -17,12 +17,17 @@ from pedbench.stats import compare
 
 SWEPT = {"promptpar/swept1": 0.8, "promptpar/swept5": 1.2}
 SWEEP: Any = {
-    **{"name": "prompt_length", "dataset": "a", "split": "standard", "method": "promptpar"},
-    **{"base": "default", "parameter": "prompt_length"},
-    "points": [
-        {"value": 1, "variant": "swept1"},
-        {"value": 5, "variant": "swept5"},
-        {"value": 25, "variant": "default"},
+    **{"name": "prompt_length", "dataset": "a", "split": "standard"},
+    "parameter": "prompt_length",
+    "lines": [
+        {
+            **{"method": "promptpar", "base": "default"},
+            "points": [
+                {"value": 1, "variant": "swept1"},
+                {"value": 5, "variant": "swept5"},
+                {"value": 25, "variant": "default"},
+            ],
+        }
     ],
 }
 
@@ -62,7 +67,8 @@ def test_the_curve_shows_means_over_seeds_and_the_baseline(drawn):
     axes = figure.axes[0]
     curve, line = (np.asarray(one.get_data()) for one in (axes.lines[0], axes.lines[-1]))
     values = select(scores, metric="mA", method="promptpar")
-    means = [select(values, variant=p["variant"])["value"].mean() for p in SWEEP["points"]]
+    points = SWEEP["lines"][0]["points"]
+    means = [select(values, variant=p["variant"])["value"].mean() for p in points]
     assert list(curve[0]) == [0, 1, 2]
     assert list(curve[1]) == pytest.approx(means)
     assert [label.get_text() for label in axes.get_xticklabels()] == ["1", "5", "25"]

@@ -79,7 +79,7 @@ def test_spec_carries_origins():
 def test_sweep_reuses_runs_with_the_same_values():
     sweeps = {"length": SWEEP, "again": {**SWEEP, "values": [1, 5]}}
     plan = make_plan({**CONFIG, "sweeps": sweeps})
-    first, again = plan.sweeps
+    (first,), (again,) = (sweep.lines for sweep in plan.sweeps)
     assert [(p.value, p.variant) for p in first.points] == [
         (1, "global_deep-prompt_length1"),
         (25, "global_deep"),
@@ -101,9 +101,26 @@ def test_numbers_that_yaml_reads_as_text_are_numbers():
     rates = {**SWEEP, "parameter": "lr", "values": ["1e-3", "2E+1"]}
     alpha = {"baseline": "linear_probe", "alpha": "1e-2"}
     plan = make_plan({**CONFIG, "sweeps": {"rate": rates}, "comparison": alpha})
-    assert [point.value for point in plan.sweeps[0].points] == [0.001, 20.0]
-    assert plan.sweeps[0].points[-1].variant == "global_deep-lr20.0"
+    assert [point.value for point in plan.sweeps[0].lines[0].points] == [0.001, 20.0]
+    assert plan.sweeps[0].lines[0].points[-1].variant == "global_deep-lr20.0"
     assert plan.comparison.alpha == 0.01
+
+
+def test_a_sweep_compares_methods_and_may_name_a_setting_of_the_protocol():
+    methods = ["linear_probe", "promptpar/global_deep", "lora"]
+    sweep = {"dataset": "synthetic_a/standard", "parameter": "batch_size", "values": [32, 64]}
+    plan = make_plan({**CONFIG, "sweeps": {"batch": {**sweep, "methods": methods}}})
+    assert plan.notes == ("sweep batch: lora left out, it is not in the plan",)
+    found = plan.as_json()["sweeps"]
+    assert [(line["method"], line["base"]) for line in found[0]["lines"]] == [
+        ("linear_probe", "default"),
+        ("promptpar", "global_deep"),
+    ]
+    assert found[0]["parameter"] == "batch_size"
+    assert [list(line["points"]) for line in found[0]["lines"]] == [
+        [{"value": 32, "variant": f"{base}-batch_size32"}, {"value": 64, "variant": base}]
+        for base in ("default", "global_deep")
+    ]
 
 
 def test_sweep_and_tests_without_their_method_are_left_out_with_a_note():
@@ -111,7 +128,7 @@ def test_sweep_and_tests_without_their_method_are_left_out_with_a_note():
     plan = make_plan(narrow)
     assert plan.sweeps == () and plan.comparison.baseline is None
     assert plan.notes == (
-        "sweep length left out: promptpar/global_deep is not in the plan",
+        "sweep length: promptpar/global_deep left out, it is not in the plan",
         "no significance tests: their baseline linear_probe is not in the plan",
     )
     assert all(note in describe(plan, 2, []) for note in plan.notes)
@@ -172,6 +189,23 @@ def test_sweep_and_tests_without_their_method_are_left_out_with_a_note():
         (
             {"sweeps": {"length": {**SWEEP, "parameter": "promt_length"}}},
             "c.yaml: sweeps.length: unknown key 'promt_length'; did you mean 'prompt_length'?",
+        ),
+        (
+            {"sweeps": {"length": {**SWEEP, "methods": ["linear_probe"]}}},
+            "c.yaml: sweeps.length: name either one 'method' or a list of 'methods'",
+        ),
+        (
+            {
+                "sweeps": {
+                    "rate": {
+                        "dataset": "synthetic_a/standard",
+                        "methods": ["linear_probe", "linear_probe/default"],
+                        "parameter": "lr",
+                        "values": [1],
+                    }
+                }
+            },
+            "c.yaml: sweeps.rate: methods: linear_probe and linear_probe/default are the same",
         ),
         (
             {"sweeps": {"length": {**SWEEP, "values": ["long"]}}},
