@@ -162,7 +162,7 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--plan", required=True, type=Path)
     one.add_argument("--out", required=True, type=Path)
 
-    one = step("compare", compare, "paired bootstrap against the baseline, Holm-corrected")
+    one = step("stats", stats, "intervals, tests, ranks and effect sizes from kept predictions")
     one.add_argument("--plan", required=True, type=Path)
     one.add_argument("--out", required=True, type=Path)
 
@@ -344,13 +344,13 @@ def collect(plan: Path, out: Path) -> None:
     collect_scores(_read_plan(plan)[1], out)
 
 
-def compare(plan: Path, out: Path) -> None:
+def stats(plan: Path, out: Path) -> None:
     from pedbench.plan import runs_of
-    from pedbench.stats import compare as compare_runs
+    from pedbench.stats import write_stats
 
     document, _, manifests = _read_plan(plan)
     folders = [folder for e, _, folder in runs_of(document) if e["in_tables"]]
-    compare_runs(folders, manifests, out, **document["comparison"])
+    write_stats(folders, manifests, out, **document["comparison"])
 
 
 def figures(plan: Path, long: Path, stats: Path, out: Path) -> None:

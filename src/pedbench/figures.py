@@ -36,7 +36,7 @@ PLAIN = {"pdf": {"CreationDate": None}, "png": {"Software": None}}  # no time, n
 def write_figures(long: Path, stats: Path, plan: Mapping[str, Any], out: Path) -> None:
     """One figure per sweep and one overview per dataset and split, below ``out``.
 
-    ``plan`` holds the contents of plan.json; ``stats`` is the folder that ``stats.compare``
+    ``plan`` holds the contents of plan.json; ``stats`` is the folder that ``stats.write_stats``
     wrote. The baseline of the tests is drawn as a dashed line.
     """
     baseline = plan["comparison"]["baseline"]

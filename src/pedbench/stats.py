@@ -1,6 +1,6 @@
 """Which differences between methods are more than chance? Explained in docs/statistics.md.
 
-The statistics work on arrays of resampled metrics; only ``compare`` touches files.
+The statistics work on arrays of resampled metrics; only ``write_stats`` touches files.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class Estimate:
     seeds: int
 
 
-def compare(
+def write_stats(
     folders: Iterable[Path],
     manifests: Mapping[str, Path],
     out: Path,
@@ -112,7 +112,7 @@ def compare(
 
 
 def read_stats(path: Path) -> pd.DataFrame:
-    """One of the CSV files of ``compare``; it may have no rows."""
+    """One of the CSV files of ``write_stats``; it may have no rows."""
     try:
         rows = pd.read_csv(path, keep_default_na=False)
     except (OSError, ValueError) as error:

@@ -100,7 +100,7 @@ def write_tables(
     """Fill ``out``, which is emptied first: a table per split, attributes, tests, an index.
 
     ``plan`` holds the contents of plan.json; ``stats`` and ``figures`` are the folders that
-    ``stats.compare`` and ``figures.write_figures`` wrote.
+    ``stats.write_stats`` and ``figures.write_figures`` wrote.
     """
     experiments = [e for e in plan["experiments"] if e["in_tables"]]
     alpha = plan["comparison"]["alpha"]

@@ -13,7 +13,7 @@ from pedbench.collect import collect, read_long, select
 from pedbench.figures import sweep_figure, write_figures
 from pedbench.files import write_json
 from pedbench.score import score_runs
-from pedbench.stats import compare
+from pedbench.stats import write_stats
 
 SWEPT = {"promptpar/swept1": 0.8, "promptpar/swept5": 1.2}
 SWEEP: Any = {
@@ -44,7 +44,7 @@ def drawn(tmp_path_factory):
     collect(results.folders, root / "long.parquet")
     shown = [f for f in results.folders if "swept" not in f.parent.name]
     baseline = plan["comparison"]["baseline"]
-    compare(shown, results.manifests, root / "stats", baseline=baseline, resamples=100)
+    write_stats(shown, results.manifests, root / "stats", baseline=baseline, resamples=100)
     for name in ("figures", "again"):
         write_figures(root / "long.parquet", root / "stats", plan, root / name)
     return root

@@ -12,7 +12,7 @@ from pedbench import stats
 from pedbench.contracts import PedbenchError
 from pedbench.manifest import read_manifest
 from pedbench.results import read_predictions, read_runs
-from pedbench.stats import ALL_PAIRS, INTERVALS, VS_BASELINE, Sample, compare, read_stats
+from pedbench.stats import ALL_PAIRS, INTERVALS, VS_BASELINE, Sample, read_stats, write_stats
 from pedbench.tasks import par
 
 BASELINE = "linear_probe/default"
@@ -118,7 +118,9 @@ def test_chunks_hold_the_asked_number_of_resamples(monkeypatch):
 def compared(tmp_path_factory):
     root = tmp_path_factory.mktemp("stats")
     results = fake_results(root, images=80)
-    compare(results.folders, results.manifests, root / "stats", baseline=BASELINE, resamples=400)
+    write_stats(
+        results.folders, results.manifests, root / "stats", baseline=BASELINE, resamples=400
+    )
     return results
 
 
@@ -154,7 +156,7 @@ def test_differences_are_of_the_scores_themselves(compared):
 
 def test_results_repeat_and_do_not_depend_on_other_places(compared, tmp_path):
     folders = [f for f in compared.folders if "standard" in f.parts]
-    compare(folders, compared.manifests, tmp_path, baseline=BASELINE, resamples=400)
+    write_stats(folders, compared.manifests, tmp_path, baseline=BASELINE, resamples=400)
     here = pd.read_csv(tmp_path / INTERVALS)
     before = pd.read_csv(compared.root / "stats" / INTERVALS).query("split == 'standard'")
     pd.testing.assert_frame_equal(here, before.reset_index(drop=True))
@@ -162,7 +164,7 @@ def test_results_repeat_and_do_not_depend_on_other_places(compared, tmp_path):
 
 def test_without_the_baseline_there_are_only_pairs(compared, tmp_path):
     folders = [f for f in compared.folders if "linear_probe" not in f.parts]
-    compare(folders, compared.manifests, tmp_path, baseline=None, resamples=50)
+    write_stats(folders, compared.manifests, tmp_path, baseline=None, resamples=50)
     assert len(read_stats(tmp_path / VS_BASELINE)) == 0
     assert len(read_stats(tmp_path / ALL_PAIRS)) == 2 * 3 * 2
 

@@ -15,7 +15,7 @@ from pedbench.contracts import PedbenchError
 from pedbench.describe import copy_results, fill, read_results
 from pedbench.files import write_json
 from pedbench.score import score_runs
-from pedbench.stats import compare
+from pedbench.stats import write_stats
 from pedbench.tables import Cell, departures, latex, write_tables
 
 
@@ -31,7 +31,7 @@ def tables(tmp_path_factory):
     write_json(absent[0].with_name("refused.json"), {"reason": "needs patch tokens"})
     score_runs(results.folders, results.manifests, root / "scored.json")
     collect(results.folders, root / "long.parquet")
-    compare(results.folders, results.manifests, root / "stats", baseline="linear_probe/default")
+    write_stats(results.folders, results.manifests, root / "stats", baseline="linear_probe/default")
     (root / "figures").mkdir()
     (root / "figures" / "curve.png").touch()
     args = root / "long.parquet", root / "stats", root / "figures", plan
@@ -202,7 +202,7 @@ def test_leftovers_go_and_an_unwritable_folder_is_explained(tmp_path):
     results = fake_results(tmp_path, splits=("standard",), images=30)
     score_runs(results.folders, results.manifests, tmp_path / "scored.json")
     collect(results.folders, tmp_path / "long.parquet")
-    compare(results.folders, results.manifests, tmp_path / "stats", baseline=None, resamples=20)
+    write_stats(results.folders, results.manifests, tmp_path / "stats", baseline=None, resamples=20)
     args = tmp_path / "long.parquet", tmp_path / "stats", tmp_path / "figures", results.plan
     (tmp_path / "tables").mkdir()
     (tmp_path / "tables" / "stale.csv").touch()

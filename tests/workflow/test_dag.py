@@ -26,7 +26,7 @@ def test_default_config_comes_from_the_profile(checkout):
     plan = make_plan(read_yaml("config/config.yaml"))
     found = jobs(checkout.snakemake("-n", "results/tables"))
     assert found["train"] == len(plan.batches) and found["resolve"] == len(plan.experiments)
-    for rule in ("plan", "weights", "score", "collect", "compare", "figures", "track", "tables"):
+    for rule in ("plan", "weights", "score", "collect", "stats", "figures", "track", "tables"):
         assert found[rule] == 1, rule
     assert found["manifest"] == 2 and "pretrain" not in found
 

@@ -89,12 +89,12 @@ AFTER_RUNS = ("scored.json", "long.parquet", "mlflow", "stats/", "figures/", "ta
     [
         (
             SEED,
-            {"train", "score", "collect", "compare", "track", "figures", "tables"},
+            {"train", "score", "collect", "stats", "track", "figures", "tables"},
             (f"{SEED}/", SEED.replace("seed1", "seeds0-1.done.json"), *AFTER_RUNS),
         ),
         (
             f"{SEED}/scores.test.json",
-            {"score", "collect", "compare", "track", "figures", "tables"},
+            {"score", "collect", "stats", "track", "figures", "tables"},
             (f"{SEED}/scores.test.json", *AFTER_RUNS),
         ),
         ("figures", {"figures", "tables"}, ("figures/", "tables/", "logs/")),

@@ -30,18 +30,18 @@ rule collect:
         "pedbench collect --plan {input.plan} --out {output} > {log} 2>&1"
 
 
-rule compare:
+rule stats:
     input:
         plan=f"{RESULTS}/plan.json",
         long=f"{RESULTS}/long.parquet",
     output:
         directory(f"{RESULTS}/stats"),
     log:
-        f"{RESULTS}/logs/compare.log",
+        f"{RESULTS}/logs/stats.log",
     conda:
         "../envs/pedbench.yaml"
     shell:
-        "pedbench compare --plan {input.plan} --out {output} > {log} 2>&1"
+        "pedbench stats --plan {input.plan} --out {output} > {log} 2>&1"
 
 
 rule figures:
