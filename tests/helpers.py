@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from pedbench.contracts import Attribute
 from pedbench.files import digest, write_json
 from pedbench.manifest import Manifest, write_manifest
+from pedbench.runs import RunFolder
 
 ATTRIBUTES = tuple(
     Attribute(n, "whole", f"with {n}", f"without {n}") for n in ("hat", "bag", "a_b")
@@ -42,12 +43,16 @@ class FakeResults:
         experiments = [
             dict(zip(keys, v.parts[-4:], strict=True))
             | {"folder": str(v), "in_tables": not v.name.startswith("swept")}
+            | {"seeds": [int(f.name.removeprefix("seed")) for f in self.folders if f.parent == v]}
             for v in variants
         ]
-        comparison = {"baseline": "linear_probe/default", "alpha": 0.05}
+        datasets = {n: {"manifest": str(p), "root": f"data/{n}"} for n, p in self.manifests.items()}
+        comparison = {"baseline": "linear_probe/default", "metrics": ["mA", "F1"], "alpha": 0.05}
+        comparison |= {"resamples": 200, "seed": 0}
         presets = ["equal_budget"]
         return {
-            "experiments": experiments, "presets": presets, "sweeps": [], "comparison": comparison,
+            "results": str(self.root), "datasets": datasets, "experiments": experiments,
+            "presets": presets, "sweeps": [], "comparison": comparison,
         }  # fmt: skip
 
 
@@ -114,7 +119,7 @@ def fake_run(
     lines = [str(row).replace("'", '"') for row in steps]
     (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n")
     write_json(folder / "environment.json", {"python": "3.11"})
-    write_json(folder / "train.done.json", {"digest": config["digest"]})
+    RunFolder(folder).finish(config["digest"])
     return folder
 
 

@@ -99,6 +99,30 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--out", type=Path, help="CSV file (default: standard output)")
     one.add_argument("--weights", type=Path, help="backbone checkpoint, if not found by name")
 
+    one = user("compare", compare, "test two variants against each other, ours or imported")
+    for name, metavar in (("first", "A"), ("second", "B")):
+        one.add_argument(name, metavar=metavar, help="method[/variant] or import:method[/variant]")
+    one.add_argument(
+        "--place", dest="places", nargs="+", default=(), help="dataset/split (default: all common)"
+    )
+    one.add_argument("--metrics", nargs="+", default=(), help="(default: the plan's)")
+    one.add_argument("--seeds", action="store_true", help="list the values of every seed as well")
+    one.add_argument("--results", type=Path, default=Path("results"))
+    one.add_argument("--imported", type=Path, default=Path("imported"))
+
+    one = user("export", export, "write a finished plan into one file to share, without images")
+    one.add_argument("--results", type=Path, default=Path("results"))
+    one.add_argument("--out", required=True, type=Path, help="a zip file")
+    one.add_argument(
+        "--methods", nargs="+", default=(), help="method (all its variants) or method/variant"
+    )
+    one.add_argument("--adapters", action="store_true", help="with the trained tensors")
+
+    one = user("import", import_, "check and unpack what another 'pedbench export' wrote")
+    one.add_argument("file", type=Path)
+    one.add_argument("--as", dest="name", required=True, help="name of the import, e.g. their_lab")
+    one.add_argument("--imported", type=Path, default=Path("imported"))
+
     one = user("new-method", new_method, "write methods/NAME.py from a working template")
     one.add_argument("name", help="lower-case letters, digits and underscores")
     one = user("new-dataset", new_dataset, "write datasets/NAME.py, which reads images + a CSV")
@@ -245,6 +269,33 @@ def new_method(name: str) -> None:
 
 def new_dataset(name: str) -> None:
     from pedbench.scaffold import create
+def compare(
+    first: str,
+    second: str,
+    places: list[str],
+    metrics: list[str],
+    seeds: bool,
+    results: Path,
+    imported: Path,
+) -> None:
+    from pedbench.versus import as_text, versus
+
+    print(as_text(versus(first, second, results, imported, places, metrics), seeds), end="")
+
+
+def export(results: Path, out: Path, methods: list[str], adapters: bool) -> None:
+    from pedbench.bundle import describe, export_bundle
+
+    print(describe(out, export_bundle(results, out, methods, adapters)))
+
+
+def import_(file: Path, name: str, imported: Path) -> None:
+    from pedbench.bundle import import_bundle
+
+    new = import_bundle(file, name, imported)
+    print(f"{imported / name}: {'unpacked' if new else 'holds this bundle already'}")
+
+
 
     print(create("dataset", name))
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 import pyarrow as pa
@@ -48,10 +49,36 @@ def collect(folders: Iterable[Path], out: Path) -> None:
     write_atomic(out, lambda path: pq.write_table(table, path))
 
 
+@dataclass(frozen=True)
+class Mismatch:
+    """Two runs that must not stand in one table, ``what`` of them differs, and how."""
+
+    what: Literal["protocols", "manifests"]
+    first: Run
+    second: Run
+    values: tuple[str, str]
+
+    def __str__(self) -> str:
+        return (
+            f"{self.first.key} and {self.second.key} cannot be compared: their {self.what} differ "
+            f"({' against '.join(self.values)})"
+        )
+
+
+def mismatch(runs: list[Run]) -> Mismatch | None:
+    """The first in ``runs``, all of one dataset."""
+    return _different(runs, "protocols", _protocol) or _different(
+        runs, "manifests", lambda run: run.config["manifest_digest"]
+    )
+
+
 def check_comparable(runs: list[Run]) -> None:
     """Raises PedbenchError when ``runs``, all of one dataset, must not stand in one table."""
-    _check_same(runs, "protocols", _protocol)
-    _check_same(runs, "manifests", lambda run: run.config["manifest_digest"])
+    if found := mismatch(runs):
+        raise PedbenchError(
+            f"{found}. Run both again, or delete {found.second.folder} (or {found.first.folder}) "
+            "if it is left over from earlier."
+        )
 
 
 def read_long(path: Path) -> pd.DataFrame:
@@ -74,17 +101,16 @@ def _protocol(run: Run) -> str:
     return f"{run.protocol_label}, threshold {p['threshold']}, F1 {p['f1']}"
 
 
-def _check_same(runs: list[Run], what: str, get: Callable[[Run], str]) -> None:
+def _different(
+    runs: list[Run], what: Literal["protocols", "manifests"], get: Callable[[Run], str]
+) -> Mismatch | None:
     seen: dict[str, Run] = {}
     for run in runs:
         seen.setdefault(get(run), run)
-    if len(seen) > 1:
-        (one, first), (other, second) = list(seen.items())[:2]
-        raise PedbenchError(
-            f"{first.key} and {second.key} cannot be compared: their {what} differ "
-            f"({one} against {other}). Run both again, or delete {second.folder} (or "
-            f"{first.folder}) if it is left over from earlier."
-        )
+    if len(seen) < 2:
+        return None
+    (one, first), (other, second) = list(seen.items())[:2]
+    return Mismatch(what, first, second, (one, other))
 
 
 def _rows(run: Run) -> Iterator[dict[str, Any]]:

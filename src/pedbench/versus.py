@@ -1,0 +1,335 @@
+"""``pedbench compare A B``: two variants, of these results or of an import, test against test.
+
+The differences are those of ``stats``: the same pairs have the same numbers there and here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+from zlib import crc32
+
+import numpy as np
+import pandas as pd
+
+from pedbench.bundle import Document, read_plan
+from pedbench.collect import mismatch
+from pedbench.config import DEFAULT
+from pedbench.contracts import PedbenchError
+from pedbench.manifest import Manifest, read_manifest
+from pedbench.plan import runs_of
+from pedbench.registry import suggest
+from pedbench.results import Run, headline, read_runs
+from pedbench.stats import Samples, Unit, family, pair_seeds, resample_runs, units_of
+from pedbench.tasks import par
+
+UNITS = {"image": "images", "identity": "persons"}
+UNKNOWN = "not known"
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of the two: ``name`` as asked, the results it is from, its runs by dataset/split."""
+
+    name: str
+    root: Path
+    plan: Document
+    local: bool
+    runs: Mapping[str, list[Run]]
+
+    def manifest(self, dataset: str) -> Manifest:
+        return read_manifest(Path(self.plan["datasets"][dataset]["manifest"]))
+
+
+@dataclass(frozen=True)
+class Versus:
+    """A comparison: ``tests`` has one row per place and metric, ``seeds`` one per seed of it, in
+    percent; ``notes`` say what else differs and what was left out."""
+
+    a: Side
+    b: Side
+    tests: pd.DataFrame
+    seeds: pd.DataFrame
+    notes: list[str]
+    alpha: float
+    resamples: int
+
+
+def versus(
+    first: str,
+    second: str,
+    results: Path,
+    imported: Path,
+    places: Sequence[str] = (),
+    metrics: Sequence[str] = (),
+) -> Versus:
+    """Test ``first`` against ``second``, each "method[/variant]" or "import:method[/variant]".
+
+    ``places`` ("dataset/split") and ``metrics`` narrow the comparison; by default they are all
+    places where both were run and the metrics of the plan. Raises PedbenchError for unknown names,
+    and when the two were not made under one protocol version, threshold and definition of F1 from
+    one manifest.
+    """
+    a, b = (read_side(name, results, imported) for name in (first, second))
+    if (a.root, a.name) == (b.root, b.name):
+        raise PedbenchError(f"compare: both sides are {a.name}; name two variants")
+    settings = (b if b.local and not a.local else a).plan["comparison"]
+    metrics = check_metrics(metrics or settings["metrics"])
+    alpha, resamples = settings["alpha"], settings["resamples"]
+    notes, tests, seeds = [], [], []
+    for place in common_places(a, b, places, notes):
+        dataset, split = place.split("/")
+        runs = [*named(a, place), *named(b, place)]
+        check_same(a, b, dataset, runs)
+        manifest = (b if b.local else a).manifest(dataset)
+        unit: Unit = "identity" if split == "zero_shot" else "image"
+        rng = np.random.default_rng([settings["seed"], crc32(place.encode())])
+        samples = resample_runs(runs, manifest, metrics, resamples, unit, rng)
+        pair = ((a.name, ""), (b.name, ""))
+        by_seed = values_of(samples, place)
+        means = by_seed.groupby("metric")[["a", "b"]].mean()
+        identity = manifest.subset(split, "test").rows["identity"].to_numpy()
+        count = {"n": units_of(identity, unit).max() + 1, "unit": unit}
+        tests += [
+            {"place": place, **means.loc[row["metric"]], **row, **count}
+            for row in family(samples, [pair], alpha)
+        ]
+        seeds.append(by_seed)
+        notes += [f"{place}: {line}" for line in differing(a, b, place)]
+    return Versus(a, b, pd.DataFrame(tests), pd.concat(seeds), notes, alpha, resamples)
+
+
+def read_side(name: str, results: Path, imported: Path) -> Side:
+    """The variant that ``name`` stands for and its finished runs."""
+    source, _, variant = name.rpartition(":")
+    root = imported / source if source else results
+    if source and not (root / "plan.json").is_file():
+        known = sorted(path.parent.name for path in imported.glob("[!.]*/plan.json"))
+        raise PedbenchError(
+            f"{name}: nothing was imported as '{source}'{suggest(source, known)} (imported: "
+            f"{', '.join(known) or 'nothing'}). Unpack a bundle with 'pedbench import FILE --as "
+            f"{source}'"
+        )
+    plan = read_plan(root)
+    method, _, label = variant.partition("/")
+    wanted = f"{method}/{label or DEFAULT}"
+    found: dict[str, list[Path]] = {}
+    for experiment, _, folder in runs_of(plan):
+        if f"{experiment['method']}/{experiment['variant']}" == wanted:
+            place = f"{experiment['dataset']}/{experiment['split']}"
+            found.setdefault(place, []).append(folder)
+    if not found:
+        raise PedbenchError(f"{name}: {absence(plan, wanted)}")
+    lacking = [f for folders in found.values() for f in folders if not done(f)]
+    if lacking:
+        raise PedbenchError(
+            f"{lacking[0]}: not finished; run 'snakemake --cores all {root}/tables' first"
+        )
+    runs = {place: read_runs(folders) for place, folders in found.items()}
+    short = wanted.removesuffix(f"/{DEFAULT}")
+    return Side(f"{source}:{short}" if source else short, root, plan, not source, runs)
+
+
+def done(folder: Path) -> bool:
+    return (folder / "train.done.json").is_file()
+
+
+def absence(plan: Document, wanted: str) -> str:
+    """Why ``plan`` has no run of ``wanted``, and what it has."""
+    known = dict.fromkeys(f"{e['method']}/{e['variant']}" for e in plan["experiments"])
+    if wanted in known:
+        return f"the method refused every dataset of {plan['results']}"
+    of_method = [name for name in known if name.partition("/")[0] == wanted.partition("/")[0]]
+    short = [name.removesuffix(f"/{DEFAULT}") for name in of_method or known]
+    hint = suggest(wanted.removesuffix(f"/{DEFAULT}"), short)
+    return f"not in {plan['results']}{hint} (it has: {', '.join(short)})"
+
+
+def check_metrics(metrics: Sequence[str]) -> list[str]:
+    known = ("F1", *par.RESAMPLED)
+    for metric in metrics:
+        if metric not in known:
+            raise PedbenchError(
+                f"--metrics: unknown metric '{metric}'{suggest(metric, known)} (known: "
+                f"{', '.join(known)})"
+            )
+    return list(dict.fromkeys(metrics))
+
+
+def common_places(a: Side, b: Side, wanted: Sequence[str], notes: list[str]) -> list[str]:
+    """Where both were run, in the order of the plan; the others go to ``notes``."""
+    every = dict.fromkeys([*a.runs, *b.runs])
+    common = [place for place in every if place in a.runs and place in b.runs]
+    for place in wanted:
+        if place not in common:
+            missing = [side.name for side in (a, b) if place not in side.runs]
+            raise PedbenchError(
+                f"--place {place}: {' and '.join(missing)} was not run there"
+                f"{suggest(place, common)} (both were run on: {', '.join(common) or 'no place'})"
+            )
+    if not common:
+        raise PedbenchError(
+            f"{a.name} and {b.name} have no dataset and split in common: {a.name} was run on "
+            f"{', '.join(a.runs)}; {b.name} on {', '.join(b.runs)}"
+        )
+    for place in every if not wanted else ():
+        missing = [side.name for side in (a, b) if place not in side.runs]
+        notes += [f"{place}: left out, {name} was not run there" for name in missing]
+    return [place for place in common if place in (wanted or common)]
+
+
+def named(side: Side, place: str) -> list[Run]:
+    """The runs of ``side``, under its name: both sides may hold a method of the same name."""
+    return [replace(run, method=side.name, variant="") for run in side.runs[place]]
+
+
+def check_same(a: Side, b: Side, dataset: str, runs: list[Run]) -> None:
+    """Raises PedbenchError, with what to do, when the two must not be compared."""
+    found = mismatch(runs)
+    if found is None:
+        return
+    if found.what == "protocols":
+        raise PedbenchError(
+            f"{a.name} and {b.name} cannot be compared: they were run under different protocols "
+            f"({' against '.join(found.values)}), so their numbers mean different things. Run both "
+            "under one: the same 'protocol' in both plans and the same version of pedbench"
+        )
+    reason = between(a.manifest(dataset), b.manifest(dataset))
+    raise PedbenchError(
+        f"{a.name} and {b.name} cannot be compared: {dataset} was not the same for both: {reason}. "
+        "Use the same release of the dataset, the same 'dataset_options' and the same version of "
+        "pedbench, and run one of them again"
+    )
+
+
+def between(one: Manifest, other: Manifest) -> str:
+    """What differs in two manifests, as far as both hold it."""
+    if one.attributes != other.attributes:
+        return "their attributes differ, or the words for them"
+    left, right = (m.rows.set_index("image") for m in (one, other))
+    columns = [c for c in left if c in right and c != "camera"]
+    shared = left.index.intersection(right.index)
+    if shared.empty:
+        return "they have no image in common"
+    for column in columns:
+        count = int((left.loc[shared, column] != right.loc[shared, column]).sum())
+        if count:
+            what = {"sha256": "the files of", "identity": "the persons on"}.get(
+                str(column), f"'{column}' of"
+            )
+            return f"{what} {count} of {len(shared)} images differ"
+    return f"their digests differ ({one.digest[:12]} against {other.digest[:12]})"
+
+
+def values_of(samples: Samples, place: str) -> pd.DataFrame:
+    """The values of both at each pair of seeds, one row per metric and pair."""
+    rows = []
+    for metric, sides in samples.items():
+        a, b = (sample.value for sample in sides.values())
+        for i, j in pair_seeds(sorted(a), sorted(b)):
+            row = {"place": place, "metric": metric, "seed_a": i, "seed_b": j}
+            rows.append({**row, "a": a[i], "b": b[j], "difference": a[i] - b[j]})
+    return pd.DataFrame(rows)
+
+
+def differing(a: Side, b: Side, place: str) -> list[str]:
+    """The backbone and the shared settings in which the two differ."""
+    one, other = (settings_of(side.runs[place][0]) for side in (a, b))
+    return [
+        f"{key} {one.get(key, UNKNOWN)} against {other.get(key, UNKNOWN)}"
+        for key in sorted({*one, *other})
+        if one.get(key) != other.get(key)
+    ]
+
+
+def settings_of(run: Run) -> dict[str, Any]:
+    return {"backbone": run.config.get("backbone"), **run.protocol}
+
+
+def as_text(found: Versus, by_seed: bool = False) -> str:
+    """For a terminal: both sides, the differences, a sentence on them, what to know beside it."""
+    a, b, tests = found.a, found.b, found.tests
+    run = next(iter(a.runs.values()))[0]
+    sides = aligned([["A", a.name, str(a.root)], ["B", b.name, str(b.root)]], left=3)
+    head = ["place", "metric", "A", "B", "A - B", f"{1 - found.alpha:.0%} interval", "p"]
+    rows = [[*head, "p (Holm)", "seeds", "n"]]
+    rows += [
+        [
+            *(t["place"], t["metric"], f"{t['a']:.2f}", f"{t['b']:.2f}", f"{t['difference']:+.2f}"),
+            f"[{t['ci_low']:+.2f}, {t['ci_high']:+.2f}]",
+            *(probability(t["p"]), probability(t["p_holm"]), str(t["seeds"])),
+            f"{t['n']} {UNITS[t['unit']]}",
+        ]
+        for t in tests.to_dict("records")
+    ]
+    parts = [sides, aligned(rows, left=2), "\n".join(in_words(found)), "\n".join(found.notes)]
+    if by_seed:
+        lines = [["place", "metric", "seed A", "seed B", "A", "B", "A - B"]]
+        lines += [
+            [
+                *(str(s[key]) for key in ("place", "metric", "seed_a", "seed_b")),
+                *(f"{s['a']:.2f}", f"{s['b']:.2f}", f"{s['difference']:+.2f}"),
+            ]
+            for s in found.seeds.to_dict("records")
+        ]
+        parts.append(aligned(lines, left=2))
+    parts.append(
+        f"In percent, on test images, mean over paired seeds. Protocol {run.protocol_label}, "
+        f"threshold {run.protocol['threshold']}, F1 is {headline(run.protocol)}.\np and interval: "
+        f"paired bootstrap of {found.resamples} resamples, and the variance between seeds.\n"
+        f"p (Holm): corrected for the {tests['family'].iloc[0]} metrics of a place. More in "
+        "docs/statistics.md."
+    )
+    if (tests["seeds"] == 1).any():
+        parts.append("With one seed the test is about these trained weights, not the methods.")
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def in_words(found: Versus) -> list[str]:
+    """What is above what, and where nothing can be said."""
+    kinds: dict[str, dict[str, list[str]]] = {}
+    for place, tests in found.tests.groupby("place", sort=False):
+        for verdict, metrics in tests.groupby(tests.apply(verdict_of, axis=1)):
+            by_metrics = kinds.setdefault(str(verdict), {})
+            by_metrics.setdefault(" and ".join(metrics["metric"]), []).append(str(place))
+    a, b = found.a.name, found.b.name
+    starts = {
+        "above": f"{a} is above {b}",
+        "below": f"{a} is below {b}",
+        "open": "No significant difference",
+        "same": f"{a} and {b} are the same",
+    }
+    return [
+        f"{start} in "
+        + "; in ".join(f"{m} on {', '.join(on)}" for m, on in kinds[kind].items())
+        + "."
+        for kind, start in starts.items()
+        if kind in kinds
+    ]
+
+
+def verdict_of(test: pd.Series) -> str:
+    if test["difference"] == test["ci_low"] == test["ci_high"] == 0:
+        return "same"
+    if not test["significant"]:
+        return "open"
+    return "above" if test["difference"] > 0 else "below"
+
+
+def probability(p: float) -> str:
+    return "<0.0001" if p < 0.0001 else f"{p:.4f}"
+
+
+def aligned(rows: Sequence[Sequence[str]], left: int) -> str:
+    """Columns of equal width, the first ``left`` of them flush left, the others flush right."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = []
+    for row in rows:
+        cells = [
+            text.ljust(w) if i < left else text.rjust(w)
+            for i, (text, w) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
