@@ -7,16 +7,15 @@ from pathlib import Path
 
 import pandas as pd
 
-from pedbench.checkpoint import load_tensors, load_trained
-from pedbench.contracts import Attribute, PedbenchError, Task
+from pedbench.contracts import PedbenchError
 from pedbench.data import Images
-from pedbench.files import read_json
 from pedbench.manifest import Manifest
 from pedbench.nn.backbone import load_backbone
 from pedbench.predict import predict_logits
 from pedbench.results import sigmoid
 from pedbench.runs import RunConfig, RunFolder
-from pedbench.train import build_model, make_accelerator
+from pedbench.train import make_accelerator
+from pedbench.trained import load_run
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp"}
 
@@ -28,32 +27,17 @@ def label_pictures(
 
     Raises PedbenchError when the run is not finished, a picture cannot be read or none is found.
     """
-    folder = RunFolder(run)
-    raw, config = read_json(folder.config), RunConfig.read(folder.config)
-    if not folder.done.is_file():
-        raise PedbenchError(f"{run}: this run is not finished; run the benchmark again first")
-    task = Task(
-        **{**raw["task"], "attributes": tuple(Attribute(**a) for a in raw["task"]["attributes"])}
-    )
-    backbone = load_backbone(config.backbone, weights)
-    made_with = read_json(folder.path / "environment.json")["weights_sha256"]
-    if backbone.weights_sha256 != made_with:
-        raise PedbenchError(
-            f"{run}: trained on other weights ({made_with[:12]}...) than {config.backbone} has "
-            f"here ({backbone.weights_sha256[:12]}...); name their file with --weights"
-        )
-    method, model = build_model(config, backbone, task, raw["seed"])
-    if method.trains:
-        load_trained(model, load_tensors(folder.adapter)[0], folder.adapter)
+    backbone = load_backbone(RunConfig.read(RunFolder(run).config).backbone, weights)
+    trained = load_run(run, backbone)
+    attributes, protocol = trained.task.attributes, trained.config.protocol
     files = find_pictures(pictures)
     rows = pd.DataFrame({"image": [str(file) for file in files]})
-    shown = Manifest("pictures", Path(), task.attributes, "", rows)
-    images = Images(shown, backbone.image_size, config.protocol.resize)
-    accelerator = make_accelerator(config.protocol)
-    logits = predict_logits(
-        model.to(accelerator.device), images, backbone, config.protocol, accelerator
-    )
-    names = [attribute.name for attribute in task.attributes]
+    shown = Manifest("pictures", Path(), attributes, "", rows)
+    images = Images(shown, backbone.image_size, protocol.resize)
+    accelerator = make_accelerator(protocol)
+    model = trained.model.to(accelerator.device)
+    logits = predict_logits(model, images, backbone, protocol, accelerator)
+    names = [attribute.name for attribute in attributes]
     return pd.concat([rows, pd.DataFrame(sigmoid(logits), columns=names)], axis=1)
 
 

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from accelerate import Accelerator
-from torch import nn
+from torch import Tensor, nn
 
 from pedbench.config import Protocol
 from pedbench.data import Images, normalise
@@ -34,12 +34,13 @@ def normalisation(backbone: Backbone, protocol: Protocol):
 @torch.no_grad()
 def predict_logits(
     model: nn.Module,
-    images: Images,
+    images: Images | Tensor,
     backbone: Backbone,
     protocol: Protocol,
     accelerator: Accelerator,
 ) -> np.ndarray:
-    """``(N, A)`` float32 in manifest order; no augmentation; the model is left in eval mode."""
+    """``(N, A)`` float32 in manifest order; no augmentation; the model is left in eval mode.
+    ``images`` may be a tensor, ``(N, 3, H, W)`` uint8."""
     model.eval()
     mean, std = normalisation(backbone, protocol)
     parts = []
