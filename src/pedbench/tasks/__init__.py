@@ -1,1 +1,1 @@
-"""What a method is asked to do: losses (torch) and metrics (numpy only)."""
+"""What a method is asked to do: losses (torch) and metrics (no torch)."""

@@ -30,6 +30,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.sparse import csr_array
 
 from pedbench.contracts import PedbenchError
 
@@ -37,7 +38,8 @@ Convention = Literal["sound", "released"]
 Floats = NDArray[np.float64]
 
 INSTANCE = ("accuracy", "precision", "recall", "F1_instance")
-RESAMPLED = ("mA", *INSTANCE, "F1_harmonic")  # what `resampled` can compute
+RESAMPLED = ("mA", *INSTANCE, "F1_harmonic")  # functions of sums over images
+OVERALL = (*RESAMPLED, "F1_label", "AP", "AUC")
 PER_ATTRIBUTE = ("mA", "positive_recall", "negative_recall", "precision", "F1", "AP", "AUC")
 
 
@@ -132,6 +134,41 @@ def instance_metrics(
     return {name: np.where(right, 1.0, value) for name, value in values.items()}, counted
 
 
+def image_terms(
+    probabilities: ArrayLike,
+    labels: ArrayLike,
+    threshold: float = 0.5,
+    convention: Convention = "sound",
+) -> Floats:
+    """What each image adds to the sums of ``of_sums``: shape ``(M, 4 A + 5)``."""
+    c = cells(probabilities, labels, threshold)
+    values, counted = instance_metrics(c, convention)
+    counts = (c.predicted * c.positive, c.predicted * c.negative)
+    missed = (c.positive - counts[0], c.negative - counts[1])
+    instance = [values[metric] * counted for metric in INSTANCE]
+    return np.column_stack([*counts, *missed, *instance, counted])
+
+
+def of_sums(
+    sums: Floats, convention: Convention = "sound"
+) -> tuple[dict[str, Floats], dict[str, Floats]]:
+    """The metrics of R sets of images from the sums ``(R, 4 A + 5)`` of their ``image_terms``.
+
+    First those of ``RESAMPLED`` and ``F1_label``, ``(R,)`` each, then those of ``label_metrics``,
+    ``(R, A)`` each. Being functions of sums, they need no loop over resamples.
+    """
+    width = (sums.shape[1] - len(INSTANCE) - 1) // 4
+    *counts, instance = np.split(sums, [width, 2 * width, 3 * width, 4 * width], axis=1)
+    by_attribute = label_metrics(Counts(*counts), convention)
+    overall = {"mA": mean_defined(by_attribute["mA"])}
+    for column, metric in enumerate(INSTANCE):
+        overall[metric] = _ratio(instance[:, column], instance[:, -1], np.nan)
+    precision, recall = overall["precision"], overall["recall"]
+    overall["F1_harmonic"] = _ratio(2 * precision * recall, precision + recall, 0.0)
+    overall["F1_label"] = mean_defined(by_attribute["F1"])
+    return overall, by_attribute
+
+
 def resampled(
     metric: str,
     probabilities: ArrayLike,
@@ -142,23 +179,26 @@ def resampled(
 ) -> Floats:
     """One of ``RESAMPLED`` for R resamples at once: shape ``(R,)``.
 
-    ``weights (R, M)`` says how often resample r draws image m; a row of ones is the sample
-    itself. Costs one matrix product per count, so bootstraps need no loop.
+    ``weights (R, M)`` says how often resample r draws image m; a row of ones is the sample itself.
     """
-    c = cells(probabilities, labels, threshold)
-    w = np.asarray(weights, dtype=np.float64)
-    if w.ndim != 2 or w.shape[1] != len(c.positive):
-        raise PedbenchError(f"weights {w.shape} must be (resamples, {len(c.positive)} images)")
-    if metric == "mA":
-        return _mean_defined(label_metrics(label_counts(c, w), convention)["mA"])
-    values, counted = instance_metrics(c, convention)
-    if metric in INSTANCE:
-        return _weighted_mean(values[metric], w, counted)
-    if metric == "F1_harmonic":
-        precision = _weighted_mean(values["precision"], w, counted)
-        recall = _weighted_mean(values["recall"], w, counted)
-        return _ratio(2 * precision * recall, precision + recall, 0.0)
-    raise PedbenchError(f"{metric!r} cannot be resampled; choose one of {', '.join(RESAMPLED)}")
+    if metric not in RESAMPLED:
+        raise PedbenchError(f"{metric!r} cannot be resampled; choose one of {', '.join(RESAMPLED)}")
+    terms = image_terms(probabilities, labels, threshold, convention)
+    return of_sums(_checked(weights, len(terms)) @ terms, convention)[0][metric]
+
+
+def resampled_curves(
+    probabilities: ArrayLike, labels: ArrayLike, weights: ArrayLike
+) -> dict[str, Floats]:
+    """AP and AUC of every attribute for R resamples at once, ``(R, A)`` each; as ``resampled``.
+
+    Equal scores form one operating point. Without positives (AUC: or negatives) they are NaN.
+    """
+    p, y = np.asarray(probabilities, dtype=np.float64), np.asarray(labels)
+    by_image = np.ascontiguousarray(_checked(weights, len(p)).T)
+    curves = [_curves(p[:, a], y[:, a], by_image) for a in range(p.shape[1])]
+    ap, auc = np.array(curves, dtype=np.float64).reshape(p.shape[1], 2, -1).transpose(1, 2, 0)
+    return {"AP": ap, "AUC": auc}
 
 
 def score(
@@ -167,18 +207,16 @@ def score(
     threshold: float = 0.5,
     convention: Convention = "sound",
 ) -> dict[str, float]:
-    """The metrics of ``RESAMPLED``, and F1 (as ``F1_label``), AP and AUC averaged over attributes.
+    """``OVERALL``: those of ``RESAMPLED``, then F1, AP and AUC averaged over attributes.
 
     Larger is better for all; NaN where nothing defines one.
     """
-    one = np.ones((1, len(np.asarray(labels))))
+    sums = image_terms(probabilities, labels, threshold, convention).sum(axis=0)
     overall = {
-        metric: float(resampled(metric, probabilities, labels, one, threshold, convention)[0])
-        for metric in RESAMPLED
+        metric: float(value[0]) for metric, value in of_sums(sums[None], convention)[0].items()
     }
-    per_attribute = attribute_metrics(probabilities, labels, threshold, convention)
-    means = {f: float(_mean_defined(per_attribute[f][None])[0]) for f in ("F1", "AP", "AUC")}
-    return overall | {"F1_label": means["F1"], "AP": means["AP"], "AUC": means["AUC"]}
+    curves = resampled_curves(probabilities, labels, np.ones((1, len(np.asarray(labels)))))
+    return overall | {metric: float(mean_defined(value)[0]) for metric, value in curves.items()}
 
 
 def score_attributes(
@@ -207,30 +245,40 @@ def attribute_metrics(
     AP and AUC need no threshold; without positives (AUC: or negatives) they are NaN.
     """
     c = cells(probabilities, labels, threshold)
-    counts = label_counts(c, np.ones((1, len(c.positive))))
-    found = {name: value[0] for name, value in label_metrics(counts, convention).items()}
-    p = np.asarray(probabilities, dtype=np.float64)
-    curves = [
-        _curves(p[known, a], c.positive[known, a]) for a, known in enumerate(c.known.T.astype(bool))
-    ]
-    found["AP"], found["AUC"] = np.array(curves, dtype=np.float64).reshape(-1, 2).T
-    return found
+    one = np.ones((1, len(c.positive)))
+    found = label_metrics(label_counts(c, one), convention)
+    found |= resampled_curves(probabilities, labels, one)
+    return {name: value[0] for name, value in found.items()}
 
 
-def _curves(scores: Floats, truth: Floats) -> tuple[float, float]:
-    """Average precision and area under the ROC curve; equal scores form one operating point."""
-    values, group = np.unique(-scores, return_inverse=True)  # descending scores
-    hits = np.bincount(group, weights=truth, minlength=len(values))
-    false = np.bincount(group, weights=1 - truth, minlength=len(values))
-    positives, negatives = hits.sum(), false.sum()
-    if positives == 0:
-        return np.nan, np.nan
-    precision = hits.cumsum() / (hits + false).cumsum()
-    ap = float((hits * precision).sum() / positives)
-    if negatives == 0:
-        return ap, np.nan
-    lower = negatives - false.cumsum()  # negatives ranked strictly below each group
-    return ap, float((hits * (lower + false / 2)).sum() / (positives * negatives))
+def _curves(scores: Floats, labels: ArrayLike, weights: Floats) -> tuple[Floats, Floats]:
+    """AP and AUC of one attribute, ``(R,)`` each, from ``weights (M, R)``.
+
+    Only scores of positives move the sums, so these are the operating points; a product with a
+    sparse matrix adds up the images between two of them.
+    """
+    positive, negative = np.asarray(labels) == 1, np.asarray(labels) == 0
+    points = np.unique(scores[positive])[::-1]  # descending
+
+    def added(which: NDArray[np.bool_]) -> Floats:
+        """Weights of these images from each point up to the one before: ``(points, R)``."""
+        images = np.flatnonzero(which & (scores >= points[-1]))
+        point = np.searchsorted(-points, -scores[images])
+        shape = len(points), len(scores)
+        return csr_array((np.ones(len(images)), (point, images)), shape) @ weights
+
+    if not len(points):
+        undefined = np.full(weights.shape[1], np.nan)
+        return undefined, undefined
+    hits, false = added(positive), added(negative)
+    true_positives, false_positives = hits.cumsum(axis=0), false.cumsum(axis=0)
+    precision = _ratio(true_positives, true_positives + false_positives, 0.0)
+    positives, negatives = true_positives[-1], negative @ weights
+    lower = negatives - false_positives
+    if (ties := negative & np.isin(scores, points)).any():
+        lower += added(ties) / 2
+    ap = _ratio((hits * precision).sum(axis=0), positives, np.nan)
+    return ap, _ratio((hits * lower).sum(axis=0), positives * negatives, np.nan)
 
 
 def _ratio(a: Floats, b: Floats, empty: float) -> Floats:
@@ -238,12 +286,14 @@ def _ratio(a: Floats, b: Floats, empty: float) -> Floats:
     return np.divide(a, b, out=np.full(np.broadcast(a, b).shape, empty), where=b != 0)
 
 
-def _weighted_mean(values: Floats, weights: Floats, counted: Floats) -> Floats:
-    """Mean over the images that count, per resample: ``(R,)``."""
-    return _ratio(weights @ (values * counted), weights @ counted, np.nan)
+def _checked(weights: ArrayLike, images: int) -> Floats:
+    w = np.asarray(weights, dtype=np.float64)
+    if w.ndim != 2 or w.shape[1] != images:
+        raise PedbenchError(f"weights {w.shape} must be (resamples, {images} images)")
+    return w
 
 
-def _mean_defined(values: Floats) -> Floats:
+def mean_defined(values: Floats) -> Floats:
     """Mean over the last axis, undefined entries left out: ``(R,)``."""
     defined = ~np.isnan(values)
     total = np.where(defined, values, 0.0).sum(axis=-1)
