@@ -115,10 +115,14 @@ def fake_run(
         signs = np.where(images.labels == 1, 1.0, -1.0)
         logits = skill * signs + hard + 0.5 * rng.normal(size=hard.shape)
         write_predictions(folder, subset, images, logits)
-    steps = [{"step": step, "epoch": step // 2, "loss": 1.0 / (step + 1)} for step in range(4)]
+    rows = ((0, 2, 0.5, "probe"), (0, 2, 0.4, "fit"), (1, 4, 0.3, "fit"))
+    steps = [dict(zip(("epoch", "step", "loss/bce", "stage"), row, strict=True)) for row in rows]
     lines = [str(row).replace("'", '"') for row in steps]
     (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n")
-    write_json(folder / "environment.json", {"python": "3.11"})
+    machine = {"commit": "c0ffee", "dirty": False, "device": "cpu", "python": "3.11"}
+    write_json(folder / "environment.json", machine)
+    cost = {"parameters_trained": 12, "seconds_fit": 1.5 + key[4]}
+    write_json(folder / "cost.json", cost)
     RunFolder(folder).finish(config["digest"])
     return folder
 

@@ -5,18 +5,19 @@ from __future__ import annotations
 import os
 import re
 import sqlite3
+import statistics
+from pathlib import Path
 
 import pytest
 from helpers import fake_results
 from mlflow import MlflowClient
 from sqlalchemy.exc import OperationalError
 
-from pedbench import tracking
 from pedbench.contracts import PedbenchError
 from pedbench.files import read_json, write_json
 from pedbench.results import read_run
 from pedbench.score import score_runs
-from pedbench.tracking import CONTENT, KEY, sqlite_store, track
+from pedbench.tracking import FILES, KEY, ExperimentMirror, sqlite_store, track, ui
 
 
 @pytest.fixture(scope="module")
@@ -40,10 +41,9 @@ def results(tmp_path, store, monkeypatch):
 
 
 def mirrored(results):
-    """Run key -> MLflow run, over all experiments; fails when a key is there twice."""
+    """Key -> MLflow run, over all experiments; fails when a key is there twice."""
     client = MlflowClient(f"sqlite:///{results.root / 'mlflow.db'}")
-    ids = [e.experiment_id for e in client.search_experiments() if e.name != "Default"]
-    runs = client.search_runs(ids) if ids else []
+    runs = client.search_runs([e.experiment_id for e in client.search_experiments()])
     found = {run.data.tags[KEY]: run for run in runs}
     assert len(found) == len(runs)
     return client, found
@@ -54,50 +54,114 @@ def test_runs_are_mirrored_whole_and_only_once(results):
     assert track(results.folders, marker) == {"created": 6, "replaced": 0, "skipped": 0}
     assert track(results.folders, marker) == {"created": 0, "replaced": 0, "skipped": 6}
     client, found = mirrored(results)
-    assert set(found) == {read_run(folder).key for folder in results.folders}
-    assert set(read_json(marker)) == set(found)
+    keys = {read_run(folder).key for folder in results.folders}
+    assert set(read_json(marker)) == keys
+    assert set(found) == keys | {key.rpartition("/")[0] for key in keys}
     run = found["a/standard/linear_probe/default/seed1"]
-    assert run.info.status == "FINISHED" and run.info.run_name == "linear_probe/default/seed1"
-    assert run.data.params["protocol.threshold"] == "0.5" and run.data.params["params.lr"] == "0.01"
-    losses = client.get_metric_history(run.info.run_id, "loss")
-    assert [(m.step, m.value) for m in losses] == [(s, 1 / (s + 1)) for s in range(4)]
-    folder = next(f for f in results.folders if read_run(f).key == run.data.tags[KEY])
+    folder = results.root / "runs/a/standard/linear_probe/default/seed1"
+    assert run.info.status == "FINISHED" and run.info.run_name == "Linear probe, seed 1"
+    assert run.data.params["protocol.threshold"] == "0.5" and run.data.params["lr"] == "0.01"
+    losses = client.get_metric_history(run.info.run_id, "fit/loss/bce")
+    assert [(m.step, m.value) for m in losses] == [(2, 0.4), (4, 0.3)]
     scores = read_json(folder / "scores.test.json")["overall"]
     assert run.data.metrics["test/mA"] == scores["mA"]
+    assert run.data.metrics["cost/seconds_fit"] == 2.5
+    tags = {"seed": "1", "commit": "c0ffee", "dirty": "False", "device": "cpu"}
+    tags |= {
+        "protocol": "embedded v1",
+        "backbone": "tiny",
+        "digest": read_run(folder).config["digest"],
+    }
+    assert tags.items() <= run.data.tags.items()
+    assert run.inputs is not None
+    data = run.inputs.dataset_inputs[0].dataset
+    assert data.name == "a" and run.data.tags["manifest_digest"].startswith(data.digest)
+    files = {f.path: f for f in client.list_artifacts(run.info.run_id)}
+    assert set(files) == set(FILES)
+    kept = client.download_artifacts(run.info.run_id, "cost.json")
+    assert read_json(Path(kept)) == read_json(folder / "cost.json")
     assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == "true" and os.environ["DO_NOT_TRACK"] == "true"
     assert not (results.root / "mlruns").exists()
 
 
-def test_a_changed_run_replaces_its_mirror(results):
+def test_a_variant_is_the_parent_of_its_seeds(results):
+    track(results.folders, results.root / "mlflow.json")
+    _, found = mirrored(results)
+    key = "a/standard/linear_probe/default"
+    parent, seeds = found[key], [found[f"{key}/seed{seed}"] for seed in (0, 1)]
+    assert parent.info.run_name == "Linear probe" and parent.data.tags["seed"] == "0, 1"
+    assert [s.data.tags["mlflow.parentRunId"] for s in seeds] == [parent.info.run_id] * 2
+    values = [seed.data.metrics["test/mA"] for seed in seeds]
+    assert parent.data.metrics["test/mA"] == pytest.approx(statistics.fmean(values))
+    assert parent.data.metrics["test_sd/mA"] == pytest.approx(statistics.stdev(values))
+    assert parent.data.params == seeds[0].data.params
+    alone = found["a/standard/zero_shot/default"]
+    assert not [name for name in alone.data.metrics if name.startswith("test_sd/")]
+
+
+def test_no_mean_over_a_gap(results):
+    folder = results.root / "runs/a/standard/linear_probe/default/seed1"
+    change(folder, "AP", None)
+    track(results.folders, results.root / "mlflow.json")
+    _, found = mirrored(results)
+    parent = found["a/standard/linear_probe/default"].data.metrics
+    assert "test/AP" not in parent and "test_sd/AP" not in parent and "test/AUC" in parent
+
+
+def change(folder, metric, value):
+    scores = read_json(folder / "scores.test.json")
+    scores["overall"][metric] = value
+    write_json(folder / "scores.test.json", scores)
+
+
+def test_a_changed_run_replaces_its_mirror_and_the_mean(results):
     marker = results.root / "mlflow.json"
     track(results.folders, marker)
-    path = results.folders[0] / "scores.test.json"
-    scores = read_json(path)
-    scores["overall"]["mA"] = 0.125
-    write_json(path, scores)
+    _, before = mirrored(results)
+    key = "a/standard/linear_probe/default"
+    change(results.root / "runs" / key / "seed0", "mA", 0.125)
     assert track(results.folders, marker) == {"created": 0, "replaced": 1, "skipped": 5}
     _, found = mirrored(results)
-    assert found[read_run(results.folders[0]).key].data.metrics["test/mA"] == 0.125
+    assert found[f"{key}/seed0"].data.metrics["test/mA"] == 0.125
+    other = found[f"{key}/seed1"]
+    assert other.info.run_id == before[f"{key}/seed1"].info.run_id
+    assert found[key].data.metrics["test/mA"] == (0.125 + other.data.metrics["test/mA"]) / 2
+    assert other.data.tags["mlflow.parentRunId"] == found[key].info.run_id
 
 
-def test_a_half_written_run_is_made_anew(results, monkeypatch):
-    marker = results.root / "mlflow.json"
-    calls = []
+def test_a_seed_that_left_the_plan_leaves_the_mirror(results):
+    track(results.folders, results.root / "mlflow.json")
+    fewer = [folder for folder in results.folders if folder.name == "seed0"]
+    assert track(fewer, results.root / "mlflow.json") == {"created": 0, "replaced": 0, "skipped": 4}
+    _, found = mirrored(results)
+    assert not [key for key in found if key.endswith("seed1")]
+    assert found["a/standard/linear_probe/default"].data.tags["seed"] == "0"
 
-    def killed(run):
-        calls.append(run)
-        if len(calls) == 3:
+
+@pytest.mark.parametrize(("step", "stop"), [("fill", 3), ("end", 2), ("end", 3), ("start", 5)])
+def test_a_half_written_run_is_made_anew(results, monkeypatch, step, stop):
+    marker, calls = results.root / "mlflow.json", []
+    real = getattr(ExperimentMirror, step)
+
+    def killed(self, *words):
+        calls.append(words)
+        if len(calls) == stop:
             raise KeyboardInterrupt
-        return real(run)
+        return real(self, *words)
 
-    real = tracking.steps
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(tracking, "steps", killed)
+        patch.setattr(ExperimentMirror, step, killed)
         track(results.folders, marker)
     assert not marker.exists()
-    assert track(results.folders, marker) == {"created": 3, "replaced": 1, "skipped": 2}
+    counts = track(results.folders, marker)
+    assert sum(counts.values()) == 6 and counts["created"] >= 3
     _, found = mirrored(results)
-    assert len(found) == 6 and all(CONTENT in run.data.tags for run in found.values())
+    assert len(found) == 6 + 4 and all(r.info.status == "FINISHED" for r in found.values())
+    parents = {key: run.info.run_id for key, run in found.items()}
+    for key, run in found.items():
+        above = run.data.tags.get("mlflow.parentRunId")
+        assert above == (parents[key.rpartition("/")[0]] if "/seed" in key else None)
+    assert track(results.folders, marker) == {"created": 0, "replaced": 0, "skipped": 6}
 
 
 def test_an_interrupted_migration_leaves_no_store(tmp_path, monkeypatch):
@@ -116,17 +180,17 @@ def test_another_store_is_taken_from_the_environment(results, tmp_path, store, m
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{other}")
     track(results.folders, results.root / "mlflow.json")
     count = "select count(*) from runs"
-    assert sqlite3.connect(other).execute(count).fetchone() == (6,)
+    assert sqlite3.connect(other).execute(count).fetchone() == (10,)
     assert sqlite3.connect(results.root / "mlflow.db").execute(count).fetchone() == (0,)
 
 
 def test_a_server_out_of_reach_is_named_without_its_password(results, monkeypatch):
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:s%40cret@127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     start = "MLflow's store http://127.0.0.1:9 cannot be used (MlflowException: "
     with pytest.raises(PedbenchError, match=f"^{re.escape(start)}") as caught:
         track(results.folders, results.root / "mlflow.json")
-    assert "secret" not in str(caught.value)
+    assert not re.search("s(%40|@)cret", str(caught.value))
     assert not (results.root / "mlflow.json").exists()
 
 
@@ -138,3 +202,9 @@ def test_a_full_disk_is_one_line(results, monkeypatch):
     start = f"MLflow's store {results.root}/mlflow.db cannot be used (OperationalError: "
     with pytest.raises(PedbenchError, match=f"^{re.escape(start)}.*disk is full.*run the same"):
         track(results.folders, results.root / "mlflow.json")
+
+
+def test_the_ui_needs_a_mirror(tmp_path, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    with pytest.raises(PedbenchError, match="mlflow.db: no such file; 'snakemake --cores all "):
+        ui(tmp_path, 5050)
