@@ -34,10 +34,10 @@ def in_config(path: Path) -> Compared:
 
 
 def in_table(path: Path) -> Compared:
-    """What stands in a CSV of ``results/tables``. Raises PedbenchError if it is none."""
+    """What was measured in a CSV of ``results/tables``. Raises PedbenchError if it is none."""
     try:
         rows = list(csv.DictReader(path.read_text(encoding="utf-8").splitlines()))
-        named = [(row["method"], row["dataset"]) for row in rows]
+        named = [(row["method"], row["dataset"]) for row in rows if row["method"]]
     except (OSError, UnicodeDecodeError, KeyError) as error:
         reason = f"no column {error}" if isinstance(error, KeyError) else str(error)
         raise PedbenchError(

@@ -17,7 +17,8 @@ from pedbench.config import DEFAULT, ROOT, read_protocol, read_variants
 from pedbench.contracts import PedbenchError, Split
 from pedbench.files import write_text
 from pedbench.results import display_name
-from pedbench.tables import Cell, Table, ranked, to_markdown
+from pedbench.tables.model import Block, Cell, Column, Row, Table, ranked
+from pedbench.tables.render import FIELDS, to_markdown
 from pedbench.tune import tuning_markdown
 
 RESULTS = "resources/embedded_results.csv"
@@ -94,8 +95,10 @@ def copy_results(results: Path, out: Path = ROOT / RESULTS) -> None:
             "snakemake --cores all results/tables"
         )
     table = pd.concat(found)
+    table = table.dropna(subset="method")  # published rows have none
     table = table[(table["metric"] == "mA") | table["metric"].str.startswith("F1")]
-    write_text(out, table.drop(columns="name").to_csv(index=False, float_format="%.6f"))
+    columns = [field for field in FIELDS if field != "name"]
+    write_text(out, table[columns].to_csv(index=False, float_format="%.6f"))
 
 
 def read_results(file: Path) -> pd.DataFrame:
@@ -129,15 +132,13 @@ def results_table(
         place = f"{row['dataset']}/{row['split']}", row["metric"]
         columns.setdefault(place, {})[variant] = cell
         variants[variant] = None
-    ranked_columns = {place: rank(cells) for place, cells in columns.items()}
-    table = pd.DataFrame(
-        {
-            place: [cells.get(variant, Cell()) for variant in variants]
-            for place, cells in ranked_columns.items()
-        },
-        index=pd.MultiIndex.from_tuples(variants),
+    ranks = {place: rank(cells) for place, cells in columns.items()}
+    shown = tuple(
+        Row(display_name(*v), (), tuple(cells.get(v, Cell()) for cells in ranks.values()), *v)
+        for v in variants
     )
-    return to_markdown(Table("results", "", caption, table))
+    heads = tuple(Column(place, metric) for place, metric in columns)
+    return to_markdown(Table("results", "", caption, (), heads, (Block("", shown),)))
 
 
 def methods_page(results: pd.DataFrame) -> str:

@@ -2,25 +2,89 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
+import yaml
 from helpers import SKILL, fake_results
 
+from pedbench.cite import in_table
 from pedbench.collect import collect, read_long, select
 from pedbench.config import ROOT, read_protocol, resolve
 from pedbench.contracts import PedbenchError
 from pedbench.describe import copy_results, fill, read_results
-from pedbench.files import write_json
+from pedbench.files import write_json, write_text
 from pedbench.score import score_runs
 from pedbench.stats import write_stats
-from pedbench.tables import Cell, departures, latex, write_tables
+from pedbench.tables.cost import ppt
+from pedbench.tables.definitions import read_definitions
+from pedbench.tables.model import Cell, cell_of
+from pedbench.tables.render import latex, markdown
+from pedbench.tables.text import departures
+from pedbench.tables.write import write_tables
+
+FORMATS = ("csv", "md", "tex", "html")
+OURS: dict[str, Any] = {  # definitions of a user
+    "components": {
+        "title": "Ours",
+        "split": "standard",
+        "metrics": ["mA", "AP"],
+        "average": True,
+        "baseline": "none",
+        "columns": [
+            {"label": "Backbone", "measured": "backbone"},
+            {"label": "Trained", "measured": "parameters_trained"},
+            {"label": "Rate", "measured": "lr"},
+            {"label": "Fast", "measured": "lr", "tick": {"above": 0.005}},
+            {"label": "Ours", "tick": {"rows": ["linear_probe"]}},
+            {"label": "Layers", "measured": "lr", "only": {"lr": 3}},
+        ],
+    },
+    "probe": {
+        "title": "Marks against another baseline",
+        "places": ["a/standard"],
+        "rows": ["zero_shot", "linear_probe", "promptpar"],
+        "baseline": "promptpar",
+    },
+    "gone": {"title": "Two rows wanted", "rows": ["zero_shot", "lora"], "split": "standard"},
+    "not_run": {"title": "No such place", "places": ["c/standard"]},
+    "cost": {"title": "Cost", "kind": "cost"},
+    "bias": {"title": "Bias", "kind": "selection", "metrics": ["mA", "F1"]},
+}
+
+
+class Fake:
+    """A folder with the results of fake runs, and the arguments of ``write_tables``."""
+
+    def __init__(
+        self, results: Any, plan: Any = None, baseline: str | None = "linear_probe/default"
+    ):
+        self.root, self.plan = results.root, plan or results.plan
+        root = self.root
+        score_runs(results.folders, results.manifests, root / "scored.json")
+        collect(results.folders, root / "long.parquet")
+        write_stats(
+            results.folders, results.manifests, root / "stats", baseline=baseline, resamples=200
+        )
+
+    def write(self, out: str, definitions: Mapping[str, Any] | None = None, **more: Path) -> Path:
+        args = self.root / "long.parquet", self.root / "stats", [self.root / "figures"], self.plan
+        file = "config/tables.yaml"
+        if definitions is not None:
+            file = str(self.root / "tables.yaml")
+            write_text(Path(file), yaml.safe_dump(definitions, sort_keys=False))
+        write_tables(*args, self.root / out, definitions=file, **more)
+        return self.root / out
 
 
 @pytest.fixture(scope="module")
-def tables(tmp_path_factory):
+def fake(tmp_path_factory):
     """Two datasets, a user's own method ``my_method``, and one method refused on dataset b."""
     root = tmp_path_factory.mktemp("tables")
     results = fake_results(root, ("a", "b"), ("standard",), SKILL | {"my_method/wide": 1.0})
@@ -29,15 +93,28 @@ def tables(tmp_path_factory):
     for folder in absent:
         results.folders.remove(folder)
     write_json(absent[0].with_name("refused.json"), {"reason": "needs patch tokens"})
-    score_runs(results.folders, results.manifests, root / "scored.json")
-    collect(results.folders, root / "long.parquet")
-    write_stats(results.folders, results.manifests, root / "stats", baseline="linear_probe/default")
+    for folder in results.folders:
+        write_json(folder / "cost.json", {"parameters_trained": 12345, "seconds_fit": 1.5})
     (root / "figures").mkdir()
-    (root / "figures" / "curve.png").touch()
-    args = root / "long.parquet", root / "stats", root / "figures", plan
-    write_tables(*args, root / "tables")
-    write_tables(*args, root / "again")
-    return root
+    (root / "figures" / "curve.png").write_bytes(b"picture")
+    return Fake(results, plan)
+
+
+@pytest.fixture(scope="module")
+def tables(fake):
+    fake.write("tables")
+    fake.write("again")
+    return fake.root
+
+
+def rows(path: Path) -> dict[str, list[str]]:
+    """Name of a row -> its cells, of a Markdown table."""
+    lines = [line for line in path.read_text().splitlines() if line.startswith("| ")]
+    return {line.split(" | ")[0].strip("| "): line.split(" | ")[1:] for line in lines}
+
+
+def cells(path: Path) -> dict[str, list[str]]:
+    return {name: [cell.strip(" |") for cell in row] for name, row in rows(path).items()}
 
 
 def test_cells_are_mean_and_deviation_over_seeds(tables):
@@ -48,22 +125,17 @@ def test_cells_are_mean_and_deviation_over_seeds(tables):
     cell = csv.query("dataset == 'a' and method == 'full' and metric == 'F1 (instance)'").iloc[0]
     assert float(cell["mean"]) == pytest.approx(values.mean(), abs=1e-4)
     assert float(cell["sd"]) == pytest.approx(values.std(ddof=1), abs=1e-4)
-    assert cell["seeds"] == 3
+    assert cell["seeds"] == 3 and cell["kind"] == "measured"
     text = f"{values.mean():.2f} ± {values.std(ddof=1):.2f}"
     assert text in (tables / "tables" / "standard.md").read_text()
 
 
-def rows(path):
-    lines = [line for line in path.read_text().splitlines() if line.startswith("| ")]
-    return {line.split(" | ")[0].strip("| "): line.strip("| ").split(" | ")[1:] for line in lines}
-
-
 def test_one_run_has_no_deviation_and_a_refused_one_is_a_dash_with_its_reason(tables):
-    table = rows(tables / "tables" / "standard.md")
+    table = cells(tables / "tables" / "standard.md")
     assert all("±" not in cell for cell in table["Zero-shot CLIP"])
     assert all("±" in cell for cell in table["full"][:5])
     assert table["full"][5:] == ["–"] * 5
-    for kind in ("md", "tex"):
+    for kind in ("md", "tex", "html"):
         text = (tables / "tables" / f"standard.{kind}").read_text()
         assert text.count(" full was not run on b: needs patch tokens.") == 1
 
@@ -73,24 +145,28 @@ def test_the_docs_show_the_same_cells(tables, tmp_path):
     page = tmp_path / "page.md"
     markers = "<!-- generated: results -->\n<!-- end -->"
     page.write_text(fill(markers, read_results(tmp_path / "kept.csv")))
-    shown = rows(tables / "tables" / "standard.md")
+    shown = cells(tables / "tables" / "standard.md")
     for row in shown.values():
         row[:] = [row[0], row[4], row[5], row[9]]  # mA and F1 of the two datasets
-    assert list(rows(page).values())[1:] == list(shown.values())[1:]
-    assert list(rows(page)) == list(shown)
+    assert list(cells(page).values())[1:] == list(shown.values())[1:]
+    assert list(cells(page)) == list(shown)
 
 
 def test_best_is_bold_and_second_underlined(tables):
-    table = rows(tables / "tables" / "standard.md")
+    table = cells(tables / "tables" / "standard.md")
     assert table["full"][0].startswith("**")
     assert table["PromptPAR"][0].startswith("<u>")
     assert table["PromptPAR"][5].startswith("**")  # best where full is absent
     tex = (tables / "tables" / "standard.tex").read_text()
     assert tex.count(r"\textbf{") == 10 and tex.count(r"\underline{") == 10
+    html = (tables / "tables" / "standard.html").read_text()
+    assert html.count("<b>") == 10 and html.count('class="second"') == 10
 
 
 def test_a_users_method_appears_and_is_tested(tables):
-    assert "my_method (wide)" in rows(tables / "tables" / "standard.md")
+    for name in ("standard", "parameters", "index"):
+        assert "my_method (wide)" in rows(tables / "tables" / f"{name}.md")
+        assert "my_method (wide)" in (tables / "tables" / f"{name}.html").read_text()
     tests = pd.read_csv(tables / "tables" / "vs_baseline.csv")
     assert len(tests.query("method == 'my_method'")) == 4
     assert r"my\_method (wide)" in (tables / "tables" / "standard.tex").read_text()
@@ -109,30 +185,25 @@ def test_marks_agree_with_the_tests(tables):
     assert set(select(table, method="linear_probe")["mark"]) == {""}
 
 
-def test_the_caption_states_the_settings(tables):
+def test_the_caption_states_the_settings_and_the_notes_the_departures(tables):
     text = (tables / "tables" / "standard.md").read_text()
     for part in (
-        "seeds 0, 1, 2",
-        "Protocol embedded (version 1)",
-        "backbone tiny",
-        "threshold 0.5",
-        "F1 (instance): mean of the F1 of each image; weights of the last epoch.",
-        "p < 0.05 after Holm's correction over the 8 tests",
-        "native 2:1 input",
-        "Linear probe with lr",
+        "over 3 seeds",
+        "Protocol embedded (version 1), backbone tiny, threshold 0.5, weights of the last epoch.",
+        "F1 (instance): mean of the F1 of each image.",
+        "p \\< 0.05 after Holm's correction over the 8 tests",
     ):
         assert part in text, part
+    assert "native 2:1 input" not in text
+    for name in ("notes.md", "index.md", "index.html"):
+        page = (tables / "tables" / name).read_text()
+        assert page.count("native 2:1 input") == 1 and page.count("Linear probe: lr") == 1
 
 
 def test_latex_is_balanced_escaped_and_uses_booktabs(tables):
     tex = (tables / "tables" / "standard.tex").read_text()
-    for command in (
-        r"\toprule",
-        r"\midrule",
-        r"\bottomrule",
-        r"\caption{",
-        r"\label{tab:standard}",
-    ):
+    label = r"\label{tab:standard}"
+    for command in (r"\toprule", r"\midrule", r"\bottomrule", r"\caption{", label):
         assert tex.count(command) == 1
     opened = re.findall(r"\\begin\{([\w*]+)\}", tex)
     assert sorted(opened) == sorted(re.findall(r"\\end\{([\w*]+)\}", tex))
@@ -143,15 +214,17 @@ def test_latex_is_balanced_escaped_and_uses_booktabs(tables):
     assert {line.count("&") for line in body.strip().splitlines()} == {10}
 
 
-def test_latex_escapes_every_special_character():
-    assert latex(r"50% of a_b & {c} #1 $x ~ ^ \d") == (
-        r"50\% of a\_b \& \{c\} \#1 \$x \textasciitilde{} \textasciicircum{} \textbackslash{}d"
+def test_special_characters_are_escaped():
+    assert latex(r"50% of a_b & {c} #1 $x ~ ^ \d [e") == (
+        r"50\% of a\_b \& \{c\} \#1 \$x \textasciitilde{} \textasciicircum{} \textbackslash{}d {[}e"
     )
-    assert Cell(85.456, 0.3, 3, "↑", 1).latex() == r"\textbf{85.46 $\pm$ 0.30$\uparrow$}"
+    assert latex(Cell(85.456, 0.3, 3, "↑", 1).text) == r"85.46 $\pm$ 0.30$\uparrow$"
+    assert markdown("VTB* | <a>") == r"VTB\* \| \<a>"
 
 
 def test_no_average_over_a_gap():
-    assert Cell(float("nan"), 0.1, 3).text == "–"
+    assert cell_of([50.0, float("nan"), 60.0]).text == "–"
+    assert cell_of([50.0]).text == "50.00"
 
 
 def test_departures_are_those_of_the_protocol_and_of_presets():
@@ -159,8 +232,8 @@ def test_departures_are_those_of_the_protocol_and_of_presets():
     assert departures([{"method": "linear_probe", **spec}]) == []
     spec = resolve("linear_probe", "default", read_protocol("paper", ("tiny_clip",)))
     assert departures([{"method": "linear_probe", **spec}]) == [
-        "Departures from the paper's protocol: Linear probe with epochs 18, lr 0.02"
-    ]
+        "Linear probe: epochs 18, lr 0.02"
+    ]  # fmt: skip
 
 
 def test_departures_tell_a_variants_values_from_its_methods():
@@ -168,9 +241,7 @@ def test_departures_tell_a_variants_values_from_its_methods():
           ("lora", "lora/text")}  # fmt: skip
     spec = resolve("lora", "default", read_protocol("paper"))
     specs = [{"method": "lora", **spec, "params": {"lr": value}} for value in lr.values()]
-    assert departures(specs) == [
-        "Departures from the paper's protocol: LoRA with lr 0.5; LoRA (text) with lr 0.5"
-    ]
+    assert departures(specs) == ["LoRA: lr 0.5", "LoRA (text): lr 0.5"]
 
 
 def test_the_documents_lines_recompute_every_p_value(tables, monkeypatch):
@@ -189,27 +260,270 @@ def test_attributes_and_index(tables):
     index = (tables / "tables" / "index.md").read_text()
     assert "](../figures/curve.png)" in index and "](tuning.md)" in index
     links = re.findall(r"\]\(([^)]+)\)", index)
+    links += re.findall(r'href="([^#"]+)"', (tables / "tables" / "index.html").read_text())
     assert all((tables / "tables" / link).exists() for link in links)
 
 
+def test_pages_open_offline(tables):
+    """They load nothing: pictures are inside, and nothing comes from elsewhere."""
+    pages = [*(tables / "tables").rglob("*.html")]
+    assert len(pages) >= 10
+    for page in pages:
+        text = page.read_text()
+        assert not re.search(r"https?:|<script|<link", text), page
+        assert all(
+            s.startswith("data:image/png;base64,") for s in re.findall(r'src="([^"]+)', text)
+        )
+    index = (tables / "tables" / "index.html").read_text()
+    ids = re.findall(r' id="([^"]+)"', index)
+    assert len(set(ids)) == len(ids) and set(re.findall(r'href="#([^"]+)"', index)) == set(ids)
+
+
 def test_writing_twice_gives_the_same_bytes(tables):
-    names = sorted(path.name for path in (tables / "tables").iterdir())
+    names = [path.relative_to(tables / "tables") for path in (tables / "tables").rglob("*.*")]
+    assert len(names) > 4 * 10
     for name in names:
         assert (tables / "tables" / name).read_bytes() == (tables / "again" / name).read_bytes()
 
 
+def test_papers_tables_are_written_without_our_rows(tables):
+    for number in range(1, 10):
+        for kind in FORMATS:
+            text = (tables / f"tables/paper/table_{number}.{kind}").read_text()
+            assert "easured here" not in text.replace("none was measured here", "")
+    assert not (tables / "tables/mm_layers.md").exists()  # none of its rows is in the plan
+
+
+def test_cite_reads_the_csvs(tables):
+    assert in_table(tables / "tables/standard.csv")[1] == ("a", "b")
+    assert in_table(tables / "tables/paper/table_1.csv") == ((), ())
+
+
+@pytest.fixture(scope="module")
+def peta(tmp_path_factory):
+    """A plan with two datasets of the papers."""
+    root = tmp_path_factory.mktemp("peta")
+    skill = {"zero_shot": 0.2, "linear_probe": 1.0, "my_method": 1.2}
+    results = fake_results(root, ("peta", "rapv1"), ("standard",), skill, images=60)
+    return Fake(results).write("tables")
+
+
+def test_published_and_measured_rows_stand_apart_and_definitions_too(peta):
+    text = (peta / "paper/table_1.md").read_text()
+    shown = cells(peta / "paper/table_1.md")
+    heads = shown["Method"]
+    published = text.index("***Published: Table I of Wang et al. (IEEE TCSVT 2024)***")
+    assert published < text.index("| PromptPAR |") < text.index("***Measured here***")
+    assert text.index("***Measured here***") < text.index("| my_method |")
+    ours, theirs = (dict(zip(heads, shown[n], strict=True)) for n in ("my_method", "PromptPAR"))
+    assert theirs["PETA F1 (instance)"] == "89.18" and theirs["Threshold"] == "0.45"
+    assert theirs["PETA F1 (harmonic)"] == "–" == theirs["PETA F1 (not stated)"]
+    assert "±" in ours["PETA F1 (instance)"] and "±" in ours["PETA F1 (harmonic)"]
+    assert ours["PETA F1 (not stated)"] == "–" and ours["Threshold"] == "0.5"
+    assert ours["PETA F1 (instance)"] != ours["PETA F1 (harmonic)"]
+    assert {ours[head] for head in heads if head.startswith("PA100K")} == {"–"}
+    ranked = [name for name, row in shown.items() if any("**" in c or "<u>" in c for c in row)]
+    assert set(ranked) <= {"Zero-shot CLIP", "Linear probe", "my_method"}
+    csv = pd.read_csv(peta / "paper/table_1.csv", dtype=str, keep_default_na=False)
+    assert set(csv["kind"]) == {"published", "measured"}
+    row = csv.query("name == 'SCRL' and dataset == 'peta' and metric == 'mA'").iloc[0]
+    assert row["mean"] == "87.2" and row["sd"] == row["method"] == "" != row["source"]
+    row = csv.query("name == 'HPNet' and dataset == 'peta' and metric == 'Prec'").iloc[0]
+    assert row["mean"] == "84.92" and row["note"].startswith("OCR decimal mark repaired")
+    html = (peta / "paper/table_1.html").read_text()
+    assert html.count('<tr class="heading">') == 2
+    tex = (peta / "paper/table_1.tex").read_text()
+    assert r"\emph{Measured here}" in tex and tex.count(r"\midrule") == 4
+    compared, _ = in_table(peta / "paper/table_1.csv")
+    assert set(compared) == {"zero_shot", "linear_probe", "my_method"}
+
+
+def test_a_cell_mixes_no_definitions(peta):
+    """Columns of F1 hold what their heading says, on every dataset."""
+    long = read_long(peta.parent / "long.parquet")
+    csv = pd.read_csv(peta / "paper/table_2.csv", keep_default_na=False)
+    for metric, label in (("F1_instance", "F1 (instance)"), ("F1_harmonic", "F1 (harmonic)")):
+        place = {"dataset": "rapv1", "method": "my_method"}
+        values = select(long, **place, subset="test", attribute="", metric=metric)["value"]
+        cell = select(csv, **place, metric=label).iloc[0]
+        assert float(cell["mean"]) == pytest.approx(100 * values.mean(), abs=1e-5)
+    ours = csv.query("method == 'my_method' and metric == 'F1 (not stated)'")
+    assert list(ours["mean"]) == ["", ""] and list(ours["dataset"]) == ["rapv1", "rapv2"]
+
+
+COST = """\
+dataset,split,method,variant,device,threads,parameters_allocated,parameters_trained,\
+parameters_effective,share_of_full,adapter_bytes,gflop_per_image,train_images_per_s,latency_ms_1,\
+images_per_s_1,images_per_s_8,images_per_s_32,train_peak_mb,predict_peak_mb,seconds_fit,\
+energy_j_per_image
+a,standard,linear_probe,default,Small CPU,1,2000,1000,1000,0.5,4096,0.0123,100.5,2.5,400,500,600,\
+50,40,12.5,
+a,standard,full,default,Big GPU,,3000,3000,2900,100,12288,0.5,1000,1,1000,2000,4000,900,800,3.5,0.2
+a,standard,zero_shot,default,Small CPU,1,0,0,0,0,,0.01,,2,500,600,700,,30,,
+b,standard,other,default,Small CPU,1,0,0,0,0,,0.01,,2,500,600,700,,30,,
+"""
+SELECTION = """\
+dataset,split,method,variant,seed,metric,last_epoch,validation,released,epoch_last,\
+epoch_validation,epoch_released
+a,standard,linear_probe,default,0,mA,0.70,0.71,0.74,8,7,3
+a,standard,linear_probe,default,1,mA,0.72,0.73,0.74,8,7,3
+a,standard,linear_probe,default,0,F1_instance,0.50,,0.54,8,7,3
+a,standard,linear_probe,default,1,F1_instance,0.50,0.51,0.54,8,7,3
+"""
+
+
+@pytest.fixture(scope="module")
+def ours(fake):
+    (fake.root / "cost.csv").write_text(COST)
+    (fake.root / "selection.csv").write_text(SELECTION)
+    more = {name: fake.root / f"{name}.csv" for name in ("cost", "selection")}
+    return fake.write("ours", OURS, **more)
+
+
+def test_leading_columns_come_from_settings(ours):
+    shown = cells(ours / "components.md")
+    assert shown["Method"][:6] == ["Backbone", "Trained", "Rate", "Fast", "Ours", "Layers"]
+    assert shown["Linear probe"][:6] == ["tiny", "12,345", "0.01", "✓", "✓", "–"]
+    assert shown["my_method (wide)"][:6] == ["tiny", "12,345", "0.01", "✓", "", "–"]
+    assert "Parameters as on a/standard." in (ours / "components.md").read_text()
+
+
+def test_the_average_is_over_places_seed_by_seed_and_never_over_a_gap(ours, fake):
+    shown = dict(zip(cells(ours / "components.md")["Method"], range(99), strict=False))
+    column = shown["Average mA"]
+    assert cells(ours / "components.md")["full"][column] == "–"
+    long = read_long(fake.root / "long.parquet")
+    probe = select(long, method="linear_probe", subset="test", attribute="", metric="mA")
+    values: Any = [100 * group["value"].mean() for _, group in probe.groupby("seed")]
+    expected = cell_of(values).text
+    assert cells(ours / "components.md")["Linear probe"][column].strip("*<u>/") == expected
+
+
+def test_marks_against_a_tables_own_baseline(ours, fake):
+    pairs = pd.read_csv(fake.root / "stats/all_pairs.csv").query("dataset == 'a'")
+    csv = pd.read_csv(ours / "probe.csv", keep_default_na=False)
+    for method in ("zero_shot", "linear_probe"):
+        both = {method, "promptpar"}
+        here = select(pairs, metric="mA")
+        names = zip(here["method"], here["against_method"], strict=True)
+        test = here[[{*pair} == both for pair in names]].iloc[0]
+        above = (test["difference"] > 0) == (test["method"] == method)
+        mark = ("↑" if above else "↓") if test["significant"] else ""
+        assert select(csv, method=method, metric="mA")["mark"].item() == mark
+    assert set(csv["mark"]) >= {"↓"}
+    assert "above or below PromptPAR in mA or F1" in (ours / "probe.md").read_text()
+
+
+def test_a_table_without_its_rows_is_left_out(ours):
+    names = {path.stem for path in ours.glob("*.html")}
+    assert names == {"index", "components", "probe", "cost", "bias"}
+
+
+def test_no_column_of_the_cost_table_mixes_devices(ours):
+    shown = cells(ours / "cost.md")
+    assert list(shown)[2:] == ["Zero-shot CLIP", "Linear probe", "full"]
+    heads = shown["Method"]
+    assert heads[:3] == ["Parameters Allocated", "Parameters Trained", "Parameters Effective"]
+    probe, full, zero = (
+        dict(zip(heads, shown[name], strict=True))
+        for name in ("Linear probe", "full", "Zero-shot CLIP")
+    )
+    assert probe["Small CPU, 1 thread images/s at 1"] == "400.0"
+    assert full["Small CPU, 1 thread images/s at 1"] == "–"
+    assert full["Big GPU images/s at 1"] == "1,000.0" and full["Big GPU J/image"] == "0.20"
+    assert probe["Big GPU images/s at 1"] == "–" == zero["Adapter (kB)"]
+    assert probe["Adapter (kB)"] == "4.1" and probe["Parameters Trained"] == "1,000"
+    assert "Small CPU, 1 thread J/image" not in heads  # nothing measured it
+    text = (ours / "cost.md").read_text()
+    assert "device: Small CPU, 1 thread; Big GPU" in text and "Measured on a/standard" in text
+
+
+def test_ppt_discounts_a_score_by_trained_parameters(ours):
+    assert ppt(80, 0) == 80
+    assert ppt(80, 1e7) == pytest.approx(80 * 2.718281828**-0.30103, rel=1e-6)
+    csv = pd.read_csv(ours / "cost.csv").query("metric == 'ppt'").set_index("method")
+    mean = (
+        pd.read_csv(ours / "components.csv")
+        .query("dataset == 'a' and metric == 'mA' and method == 'full'")["mean"]
+        .item()
+    )
+    assert csv.loc["full", "mean"] == pytest.approx(ppt(mean, 3000), abs=1e-4)
+
+
+def test_selection_bias_is_the_test_maximum_minus_what_is_fair(ours):
+    shown = cells(ours / "bias.md")
+    assert "***a/standard***" in shown
+    row = dict(zip(shown["Method"], shown["Linear probe"], strict=True))
+    assert row["mA last epoch"] == "71.00 ± 1.41" and row["mA test maximum"] == "74.00 ± 0.00"
+    assert row["mA over validation"] == "2.00 ± 1.41" and row["mA over last"] == "3.00 ± 1.41"
+    assert row["F1 (instance) best validation"] == "–" == row["F1 (instance) over validation"]
+    assert row["F1 (instance) over last"] == "4.00 ± 0.00"
+    text = (ours / "bias.md").read_text()
+    assert "selecting epochs on the test split gives" in text and "it is no result" in text
+
+
+def test_an_empty_selection_or_no_cost_makes_no_table(fake):
+    (fake.root / "empty.csv").write_text(SELECTION.splitlines()[0] + "\n")
+    out = fake.write("none", OURS, selection=fake.root / "empty.csv", cost=fake.root / "no.csv")
+    assert not (out / "bias.md").exists() and not (out / "cost.md").exists()
+
+
+def test_the_shipped_definitions_are_valid():
+    names = [definition.name for definition in read_definitions()]
+    assert names[:2] == ["standard", "zero_shot"]
+    assert [name for name in names if "/" in name] == [f"paper/table_{n}" for n in range(1, 10)]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"titel": "x"}, "unknown key 'titel'; did you mean 'title'?"),
+        ({"title": None}, "title: None is not of type 'string'"),
+        ({"metrics": ["ma1"]}, "metrics: unknown metric 'ma1'"),
+        ({"metrics": ["F1_instanc"]}, "unknown metric 'F1_instanc'; did you mean 'F1_instance'?"),
+        ({"rows": ["promptpr"]}, "rows: unknown method 'promptpr'; did you mean 'promptpar'?"),
+        ({"rows": ["promptpar/mm3"]}, "mine.rows: method 'promptpar' has no variant 'mm3'"),
+        ({"baseline": "lorra"}, "baseline: unknown method 'lorra'; did you mean 'lora'?"),
+        ({"split": "standrd"}, "split: 'standrd' is not one of ['standard', 'zero_shot']"),
+        ({"places": ["a"]}, "dataset/split, e.g. peta/standard"),
+        ({"split": "standard", "places": ["a/standard"]}, "exclude each other"),
+        ({"kind": "costs"}, "kind: 'costs' is not one of"),
+        ({"kind": "cost", "metrics": ["mA"]}, "'metrics' means nothing in a table of kind cost"),
+        ({"columns": [{"label": "x", "measured": "mm_layer"}]}, "did you mean 'mm_layers'?"),
+        ({"columns": [{"label": "x", "tick": {"above": 0}}]}, "name it with 'measured'"),
+        ({"columns": [{"measured": "lr"}]}, "'label' is missing"),
+        ({"published": {"file": "x.csv", "datasets": {"A": "a/standard"}}}, "there is no"),
+        (
+            {"columns": [{"label": "x", "published": "{venue}", "tick": {"rows": ["lora"]}}],
+             "published": {"file": "par_wider.csv", "datasets": {"WIDER": "w/standard"}}},
+            "column 'x' wants 0 or 1 for a tick, and 'R*CNN' has 'ICCV'",
+        ),
+    ],
+)  # fmt: skip
+def test_mistakes_in_definitions_are_named(tmp_path, change, message):
+    file = tmp_path / "tables.yaml"
+    file.write_text(json.dumps({"mine": {"title": "Mine", **change}}))
+    with pytest.raises(PedbenchError) as error:
+        read_definitions(str(file))
+    assert message in str(error.value) and "mine" in str(error.value)
+
+
+def test_a_name_that_is_taken_is_refused(tmp_path):
+    for name, message in (("index", "has a file of that name"), ("a b", "does not match")):
+        file = tmp_path / "tables.yaml"
+        file.write_text(json.dumps({name: {"title": "Mine"}}))
+        with pytest.raises(PedbenchError, match=message):
+            read_definitions(str(file))
+
+
 def test_leftovers_go_and_an_unwritable_folder_is_explained(tmp_path):
     results = fake_results(tmp_path, splits=("standard",), images=30)
-    score_runs(results.folders, results.manifests, tmp_path / "scored.json")
-    collect(results.folders, tmp_path / "long.parquet")
-    write_stats(results.folders, results.manifests, tmp_path / "stats", baseline=None, resamples=20)
-    args = tmp_path / "long.parquet", tmp_path / "stats", tmp_path / "figures", results.plan
+    fake = Fake(results, baseline=None)
     (tmp_path / "tables").mkdir()
     (tmp_path / "tables" / "stale.csv").touch()
-    write_tables(*args, tmp_path / "tables")
+    fake.write("tables", OURS)
     assert not (tmp_path / "tables" / "stale.csv").exists()
-    assert "↑ ↓" not in (tmp_path / "tables" / "standard.md").read_text()
     shutil.rmtree(tmp_path / "tables")
     (tmp_path / "tables").touch()
     with pytest.raises(PedbenchError, match="tables: cannot be written"):
-        write_tables(*args, tmp_path / "tables")
+        fake.write("tables", OURS)

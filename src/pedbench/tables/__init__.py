@@ -1,0 +1,1 @@
+"""The tables of ``results/tables/``: what each shows is in ``config/tables.yaml``."""

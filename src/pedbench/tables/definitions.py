@@ -1,0 +1,180 @@
+"""``config/tables.yaml``: what each table shows, checked before anything is computed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any, Literal
+
+from pedbench import published, registry
+from pedbench.config import DEFAULT, changes_of, check_schema, protocol_fields, read_yaml, settings
+from pedbench.contracts import PedbenchError
+from pedbench.registry import suggest
+
+DEFINITIONS = "config/tables.yaml"
+SCHEMA = "workflow/schemas/tables.schema.yaml"
+
+# What a definition calls a metric -> what the long table calls it. F1 alone stands for the
+# protocol's definition, and beside published rows for every definition that they use.
+METRICS = {
+    "mA": "mA",
+    "Acc": "accuracy",
+    "Prec": "precision",
+    "Recall": "recall",
+    "F1": "F1",
+    "F1_instance": "F1_instance",
+    "F1_harmonic": "F1_harmonic",
+    "F1_label": "F1_label",
+    "AP": "AP",
+    "AUC": "AUC",
+}
+FACTS = ("backbone", "parameters_trained", "parameters_trained_M")  # of a run, besides settings
+NONE = "none"  # no baseline
+ALLOWED = {  # keys of each kind, besides those of all
+    "scores": ("split", "places", "metrics", "baseline", "average", "columns", "published"),
+    "cost": (),
+    "selection": ("split", "places", "metrics"),
+}
+RESERVED = ("index", "notes", "tuning", "attributes", "intervals", "vs_baseline", "all_pairs")
+
+Kind = Literal["scores", "cost", "selection"]
+Variant = tuple[str, str]  # method, variant
+
+
+@dataclass(frozen=True)
+class Lead:
+    """A leading column: ``published`` is a template over a CSV, ``measured`` a setting or one of
+    `FACTS`; with ``tick`` a check mark stands where the condition holds. ``only``: settings that a
+    measured row must have for the column to say anything of it."""
+
+    label: str
+    published: str = ""
+    measured: str = ""
+    tick: Mapping[str, Any] | None = None
+    only: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Definition:
+    """One table. ``places`` None: all of the plan, with ``split`` if that is given; ``rows`` None:
+    all of the plan; ``baseline`` None: the plan's, ``NONE``: no marks."""
+
+    name: str
+    title: str
+    kind: Kind = "scores"
+    caption: str = ""
+    split: str | None = None
+    places: tuple[str, ...] | None = None
+    rows: tuple[Variant, ...] | None = None
+    metrics: tuple[str, ...] = ("mA", "F1")
+    baseline: str | None = None
+    average: bool = False
+    columns: tuple[Lead, ...] = ()
+    published: published.Selection | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)  # place -> the papers' name of it
+
+    @property
+    def where(self) -> str:
+        return f"{DEFINITIONS}: {self.name}"
+
+    def published_rows(self) -> list[published.Row]:
+        """``lead`` as in ``columns``."""
+        if self.published is None:
+            return []
+        lead = [column.published for column in self.columns]
+        return published.read_rows(self.published, self.metrics, lead, f"{self.where}.published")
+
+
+def read_definitions(file: str = DEFINITIONS) -> list[Definition]:
+    """All tables, in the file's order. Raises PedbenchError for the first mistake in it."""
+    raw = check_schema(read_yaml(file), SCHEMA, file)
+    return [_read(name, entry) for name, entry in raw.items()]
+
+
+def variant_of(entry: str) -> Variant:
+    """``method`` or ``method/variant``."""
+    method, _, variant = entry.partition("/")
+    return method, variant or DEFAULT
+
+
+def _read(name: str, entry: Mapping[str, Any]) -> Definition:
+    where = f"{DEFINITIONS}: {name}"
+    kind: Kind = entry.get("kind", "scores")
+    if name in RESERVED:
+        raise PedbenchError(f"{where}: results/tables/ has a file of that name; choose another")
+    for key in entry:
+        if key not in ("kind", "title", "caption", "rows", *ALLOWED[kind]):
+            raise PedbenchError(f"{where}: '{key}' means nothing in a table of kind {kind}")
+    if "split" in entry and "places" in entry:
+        raise PedbenchError(f"{where}: 'split' and 'places' exclude each other; delete one")
+    for metric in entry.get("metrics", ()):
+        _known(f"{where}.metrics", "metric", metric, METRICS)
+    for i, column in enumerate(entry.get("columns", ())):
+        _check_column(f"{where}.columns.{i}", column)
+    _check_variants(f"{where}.rows", entry.get("rows", ()))
+    if entry.get("baseline", NONE) != NONE:
+        _check_variants(f"{where}.baseline", [entry["baseline"]])
+    shown = dict(entry.get("published", {}))
+    labels = {place: label for label, place in shown.get("datasets", {}).items()}
+    values: dict[str, Any] = {
+        **entry,
+        "columns": tuple(Lead(**column) for column in entry.get("columns", ())),
+        "published": published.Selection(**shown) if shown else None,
+        "labels": labels,
+    }
+    if "baseline" in entry and entry["baseline"] != NONE:
+        values["baseline"] = "/".join(variant_of(entry["baseline"]))
+    if "rows" in entry:
+        values["rows"] = tuple(variant_of(row) for row in entry["rows"])
+    if "metrics" in entry:
+        values["metrics"] = tuple(entry["metrics"])
+    if labels and "split" not in entry:
+        values["places"] = tuple(dict.fromkeys([*entry.get("places", ()), *labels]))
+    elif "places" in entry:
+        values["places"] = tuple(entry["places"])
+    definition = Definition(name=name, **values)
+    _check_ticks(definition)
+    return definition
+
+
+def _check_column(where: str, column: Mapping[str, Any]) -> None:
+    rows = column.get("tick", {}).get("rows")
+    named = [column["measured"]] if "measured" in column else []
+    for name in (*named, *column.get("only", ())):
+        _known(where, "setting", name, _settings())
+    if not named and "tick" in column and rows is None:
+        raise PedbenchError(f"{where}: 'tick' asks for a setting; name it with 'measured'")
+    _check_variants(f"{where}.tick.rows", rows or ())
+
+
+@cache
+def _settings() -> tuple[str, ...]:
+    """What a run can be asked for."""
+    own = {key for method in registry.methods() for key in settings(method)}
+    return (*FACTS, *sorted(own | protocol_fields().keys()))
+
+
+def _check_variants(where: str, rows: Iterable[str]) -> None:
+    for row in rows:
+        method, variant = variant_of(row)
+        _known(where, "method", method, registry.methods())
+        changes_of(method, variant, where)
+
+
+def _check_ticks(definition: Definition) -> None:
+    """Published rows can be read, and say 0 or 1 where a tick is wanted."""
+    for row in definition.published_rows():
+        for column, text in zip(definition.columns, row.lead, strict=True):
+            if column.tick is not None and text not in ("0", "1", ""):
+                raise PedbenchError(
+                    f"{definition.where}: column '{column.label}' wants 0 or 1 for a tick, and "
+                    f"'{row.name}' has '{text}'"
+                )
+
+
+def _known(where: str, what: str, word: str, known: Iterable[str]) -> None:
+    known = list(known)
+    if word not in known:
+        hint = suggest(word, known) or f" (known: {', '.join(known)})"
+        raise PedbenchError(f"{where}: unknown {what} '{word}'{hint}")

@@ -1,0 +1,73 @@
+"""What the tables are made of: a plan's experiments, their scores and tests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from pedbench.config import plain
+from pedbench.files import read_json
+from pedbench.tables.definitions import Definition, Variant
+
+Experiment = Mapping[str, Any]  # dataset, split, method, variant, seeds, folder
+Place = tuple[str, str]  # dataset, split
+
+
+@dataclass(frozen=True)
+class Results:
+    """What a plan has run. ``scores``: the long table's test rows of ``experiments``, in percent;
+    ``versus`` and ``pairs``: the tests against the plan's ``baseline`` and of all pairs; ``cost``
+    and ``selection``: the CSV files of these names, None where there is none."""
+
+    experiments: Sequence[Experiment]
+    scores: pd.DataFrame
+    versus: pd.DataFrame
+    pairs: pd.DataFrame
+    alpha: float
+    baseline: str | None
+    cost: pd.DataFrame | None = None
+    selection: pd.DataFrame | None = None
+
+    @cached_property
+    def specs(self) -> Mapping[str, Mapping[str, Any]]:
+        """Folder of an experiment -> its config.json."""
+        return {e["folder"]: read_json(Path(e["folder"]) / "config.json") for e in self.experiments}
+
+    @cached_property
+    def protocol(self) -> Mapping[str, Any]:
+        """What all runs share, but for what presets and variants set."""
+        return plain(next(iter(self.specs.values()))["protocol"])
+
+    def shown(self, definition: Definition) -> list[Experiment]:
+        """The experiments that a table is about, by row and place in the table's order."""
+        at = set(self.places(definition))
+        rows = definition.rows or tuple(variants(self.experiments))
+        found = [e for e in self.experiments if place_of(e) in at and row_of(e) in rows]
+        return sorted(found, key=lambda e: rows.index(row_of(e)))
+
+    def places(self, definition: Definition) -> list[Place]:
+        """In the definition's order, or the plan's; published ones whether run or not."""
+        if definition.places is not None:
+            named = [(d, s) for d, _, s in (place.partition("/") for place in definition.places)]
+            run = {place_of(e) for e in self.experiments}
+            return [p for p in named if p in run or "/".join(p) in definition.labels]
+        every = dict.fromkeys(place_of(e) for e in self.experiments)
+        return [place for place in every if definition.split in (None, place[1])]
+
+
+def place_of(experiment: Experiment) -> Place:
+    return experiment["dataset"], experiment["split"]
+
+
+def row_of(experiment: Experiment) -> Variant:
+    return experiment["method"], experiment["variant"]
+
+
+def variants(experiments: Iterable[Experiment]) -> list[Variant]:
+    """Every row once, in order."""
+    return list(dict.fromkeys(row_of(e) for e in experiments))

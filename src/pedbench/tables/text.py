@@ -1,0 +1,154 @@
+"""The words around a table: caption, reasons for gaps, settings that depart from the paper's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from pedbench.config import DEFAULT, plain, read_protocol
+from pedbench.published import TOLERANCE, UNSTATED
+from pedbench.published import Row as Published
+from pedbench.results import display_name
+from pedbench.runs import refusal
+from pedbench.tables.definitions import Definition
+from pedbench.tables.model import BETTER, WORSE
+from pedbench.tables.source import Experiment, Results
+
+F1_MEANING = {
+    "F1_instance": "F1 (instance): mean of the F1 of each image",
+    "F1_harmonic": "F1 (harmonic): harmonic mean of mean precision and mean recall",
+    f"F1_{UNSTATED}": "F1 (not stated): published without a definition that could be told",
+}
+SELECTION = {
+    "last_epoch": "weights of the last epoch",
+    "best_val_mA": "weights of the epoch with the best validation mA",
+}
+UNITS = {"image": "images", "identity": "identities"}
+IN_WORDS = {
+    "stretch": "stretch (native 2:1 input)",
+    "pad_square": "pad_square (square padding)",
+    "clip_last_block": "clip_last_block (last visual block of the CLIP)",
+}
+WITHOUT_EFFECT = ("version", "eval_batch_size", "checkpoint_steps")  # settings that move no score
+
+
+def caption(
+    definition: Definition,
+    shown: Sequence[Experiment],
+    results: Results,
+    tests: pd.DataFrame,
+    metrics: Sequence[str],
+    published: Sequence[Published],
+) -> str:
+    """What the numbers are, under which settings, and what the marks mean."""
+    sentences = [definition.caption] if definition.caption else []
+    if shown:
+        sentences += [*measured(shown, results), *parameters(definition, shown)]
+    sentences += [f"{text}." for key, text in F1_MEANING.items() if key in metrics]
+    if published:
+        sentences.append("Published rows stand as printed; none was measured here.")
+        sentences.append(definitions_of(metrics))
+    if shown:
+        best = "best of ours" if published else "best"
+        sentences.append(f"Bold: {best}; underlined: second.")
+        sentences += marks(tests, results.alpha)
+    return " ".join(sentences)
+
+
+def definitions_of(metrics: Sequence[str]) -> str:
+    """How we know what published rows mean by F1, and their threshold."""
+    if not any(metric.startswith("F1") for metric in metrics):
+        return "Thresholds are those of released code."
+    known = "Threshold and definition of F1 are those of released code where we know it"
+    if "F1_harmonic" not in metrics:
+        return f"{known}."
+    return (
+        f"{known}; else an F1 is harmonic if it equals the harmonic mean of the printed Prec and "
+        f"Recall to {TOLERANCE}."
+    )
+
+
+def measured(shown: Sequence[Experiment], results: Results) -> list[str]:
+    """Subset, seeds and protocol of the runs in a table."""
+    seeds = sorted({seed for e in shown for seed in e["seeds"]})
+    configs = [plain(results.specs[e["folder"]]) for e in shown]
+    protocol = configs[0]["protocol"]
+    kept = dict.fromkeys(config["protocol"]["selection"] for config in configs)
+    backbones = ", ".join(dict.fromkeys(str(config["backbone"]) for config in configs))
+    over = (
+        f"mean ± standard deviation over {len(seeds)} seeds; without ±: one run"
+        if len(seeds) > 1
+        else "one seed"
+    )
+    return [
+        f"Test images, in percent, {over}.",
+        f"Protocol {protocol['name']} (version {protocol['version']}), backbone {backbones}, "
+        f"threshold {protocol['threshold']}, "
+        f"{' or '.join(SELECTION.get(str(name), str(name)) for name in kept)}.",
+    ]
+
+
+def parameters(definition: Definition, shown: Sequence[Experiment]) -> list[str]:
+    """Where parameters were counted, if they may differ between the places of a table."""
+    counted = any(c.measured.startswith("parameters_") for c in definition.columns)
+    places = list(dict.fromkeys(f"{e['dataset']}/{e['split']}" for e in shown))
+    return [f"Parameters as on {places[0]}."] if counted and len(places) > 1 else []
+
+
+def marks(tests: pd.DataFrame, alpha: float) -> list[str]:
+    """What ↑ and ↓ mean, if there are any tests."""
+    if tests.empty:
+        return []
+    first = tests.iloc[0]
+    return [
+        f"{BETTER} {WORSE}: above or below "
+        f"{display_name(first['against_method'], first['against_variant'])} in "
+        f"{' or '.join(dict.fromkeys(tests['metric']))} (paired bootstrap of the test "
+        f"{UNITS[first['unit']]}, p < {alpha} after Holm's correction over the {first['family']} "
+        "tests of a dataset and split)."
+    ]
+
+
+def refusals(experiments: Sequence[Experiment]) -> list[str]:
+    """A sentence on every variant whose method cannot solve the task, with the reason."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for e in experiments:
+        if reason := refusal(Path(e["folder"])):
+            name = display_name(e["method"], e["variant"])
+            found.setdefault((name, reason), []).append(e["dataset"])
+    return [f"{name} was not run on {', '.join(on)}: {why}." for (name, why), on in found.items()]
+
+
+def departures(specs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A line on the protocol of ``specs`` (config.json of variants) and one for each method, of
+    the settings that are not those of the paper's protocol or of the method's paper."""
+    name, paper = plain(specs[0]["protocol"])["name"], read_protocol("paper").values
+    changed = [
+        f"{key} {in_words(value)} instead of {in_words(paper[key])}"
+        for key, value in read_protocol(name).values.items()
+        if value != paper[key] and key not in WITHOUT_EFFECT
+    ]
+    own: dict[str, dict[str, str]] = {}
+    for spec in specs:
+        for section, key, value in from_presets(spec):
+            method, _, label = section.partition("/")
+            own.setdefault(display_name(method, label or DEFAULT), {})[key] = value
+    lines = [f"All methods: {', '.join(changed)}"] if changed else []
+    return lines + [
+        f"{title}: {', '.join(f'{key} {value}' for key, value in values.items())}"
+        for title, values in own.items()
+    ]
+
+
+def from_presets(spec: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """Section, setting and value, in words, of all that ``config/presets/`` sets in a run."""
+    for key, entry in {**spec["protocol"], **spec["params"]}.items():
+        if isinstance(entry, Mapping) and entry["from"].startswith("config/presets/"):
+            yield entry["from"].partition(": ")[2], key, in_words(entry["value"])
+
+
+def in_words(value: Any) -> str:
+    return IN_WORDS.get(str(value), str(value))
