@@ -21,6 +21,7 @@ from pedbench.estimate import describe
 from pedbench.files import digest
 from pedbench.plan import check_results_folder, config_source, lost, make_plan
 from pedbench.runs import refusal
+from pedbench.tables.definitions import DEFINITIONS, read_definitions
 from pedbench.tune import PRESET, PRESETS, tuned
 
 min_version("9.0")
@@ -31,6 +32,7 @@ try:
         read_yaml(file)  # refuses a key that stands twice; Snakemake keeps the last
     PLAN = make_plan(config, source)
     check_results_folder(PLAN.results)
+    read_definitions()  # of the tables: a mistake is known before anything runs
     if "tune" in sys.argv[1:]:
         tuned(PLAN)  # refused in one sentence; in an input function with a traceback
 except PedbenchError as error:

@@ -117,13 +117,19 @@ def check_config(config: Mapping[str, Any], source: str = "config") -> dict[str,
     schema = read_yaml(SCHEMA)
     texts = [key for key, entry in schema["properties"].items() if entry["type"] == "string"]
     config = {key: value if key in texts else _numbers(value) for key, value in config.items()}
-    errors = sorted(Draft202012Validator(schema).iter_errors(config), key=_depth)
-    if errors:
-        raise PedbenchError(_explain(source, errors[0]))
+    check_schema(config, SCHEMA, source)
     defaults = {
         key: entry["default"] for key, entry in schema["properties"].items() if "default" in entry
     }
     return {**defaults, **config}
+
+
+def check_schema(value: Any, schema: str, source: str) -> Any:
+    """``value`` itself. Raises PedbenchError, naming ``source``, for the first key in error."""
+    errors = sorted(Draft202012Validator(read_yaml(schema)).iter_errors(value), key=_depth)
+    if errors:
+        raise PedbenchError(_explain(source, errors[0]))
+    return value
 
 
 @cache

@@ -10,9 +10,11 @@ def markers_of_runs(wildcards):
 
 
 def inputs_of_tables(wildcards):
-    """What captions and the report of the tuning are written from."""
+    """What says which tables there are, captions, published rows, the report of the tuning."""
     presets = [PRESET] if PRESET in PLAN.config["presets"] else []
-    return ["config/protocols/paper.yaml", *(f"{PRESETS}/{p}.json" for p in presets)]
+    published = sorted(map(str, Path("resources/published").glob("*.csv")))
+    texts = [DEFINITIONS, "config/protocols/paper.yaml", *published]
+    return [*texts, *(f"{PRESETS}/{p}.json" for p in presets)]
 
 
 def records_of_tuning(wildcards):
