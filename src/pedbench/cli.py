@@ -196,11 +196,13 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--stats", required=True, type=Path)
     one.add_argument("--out", required=True, type=Path)
 
-    one = step("tables", tables, "paper-style tables as CSV, Markdown and LaTeX")
+    one = step("tables", tables, "the tables of config/tables.yaml as CSV, Markdown, LaTeX, HTML")
     one.add_argument("--plan", required=True, type=Path)
     one.add_argument("--long", required=True, type=Path)
     one.add_argument("--stats", required=True, type=Path)
-    one.add_argument("--figures", required=True, type=Path)
+    one.add_argument("--cost", type=Path, help="written by 'pedbench cost'")
+    one.add_argument("--selection", type=Path, help="written by 'pedbench selection'")
+    one.add_argument("--figures", required=True, nargs="+", type=Path, help="folders of pictures")
     one.add_argument("--out", required=True, type=Path)
 
     one = step("track", track, "mirror the run folders into MLflow")
@@ -411,11 +413,19 @@ def figures(plan: Path, long: Path, stats: Path, out: Path) -> None:
     write_figures(long, stats, document, out)
 
 
-def tables(plan: Path, long: Path, stats: Path, figures: Path, out: Path) -> None:
-    from pedbench.tables import write_tables
+def tables(
+    plan: Path,
+    long: Path,
+    stats: Path,
+    cost: Path | None,
+    selection: Path | None,
+    figures: list[Path],
+    out: Path,
+) -> None:
+    from pedbench.tables.write import write_tables
 
     document, *_ = _read_plan(plan)
-    write_tables(long, stats, figures, document, out)
+    write_tables(long, stats, figures, document, out, cost=cost, selection=selection)
 
 
 def track(plan: Path, out: Path) -> None:
