@@ -13,10 +13,13 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pedbench.collect import collect
 from pedbench.contracts import Attribute
 from pedbench.files import digest, write_json
 from pedbench.manifest import Manifest, write_manifest
 from pedbench.runs import RunFolder
+from pedbench.score import score_runs
+from pedbench.stats import write_stats
 
 ATTRIBUTES = tuple(
     Attribute(n, "whole", f"with {n}", f"without {n}") for n in ("hat", "bag", "a_b")
@@ -78,6 +81,16 @@ def fake_results(
                     key = (dataset, split, method, variant or "default", seed)
                     folders.append(fake_run(root, manifest, key, value))
     return FakeResults(root, folders)
+
+
+def finish(results: FakeResults) -> FakeResults:
+    """What the workflow makes of the runs before figures and tables, and its plan."""
+    root, plan = results.root, results.plan
+    write_json(root / "plan.json", plan)
+    score_runs(results.folders, results.manifests, root / "scored.json")
+    collect(results.folders, root / "long.parquet")
+    write_stats(results.folders, results.manifests, root / "stats", **plan["comparison"])
+    return results
 
 
 def fake_manifest(path: Path, dataset: str, images: int) -> Manifest:

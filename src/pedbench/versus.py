@@ -12,7 +12,6 @@ from typing import Any
 from zlib import crc32
 
 import numpy as np
-import pandas as pd
 
 from pedbench.bundle import Document, read_plan
 from pedbench.collect import mismatch
@@ -26,7 +25,9 @@ from pedbench.stats import Samples, Unit, family, pair_seeds, resample_runs, uni
 from pedbench.tasks import par
 
 UNITS = {"image": "images", "identity": "persons"}
-UNKNOWN = "not known"
+UNKNOWN, ABSENT = "not known", "–"
+
+Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -50,8 +51,8 @@ class Versus:
 
     a: Side
     b: Side
-    tests: pd.DataFrame
-    seeds: pd.DataFrame
+    tests: list[Row]
+    seeds: list[Row]
     notes: list[str]
     alpha: float
     resamples: int
@@ -78,27 +79,26 @@ def versus(
     settings = (b if b.local and not a.local else a).plan["comparison"]
     metrics = check_metrics(metrics or settings["metrics"])
     alpha, resamples = settings["alpha"], settings["resamples"]
-    notes, tests, seeds = [], [], []
+    notes: list[str] = []
+    tests: list[Row] = []
+    seeds: list[Row] = []
     for place in common_places(a, b, places, notes):
         dataset, split = place.split("/")
         runs = [*named(a, place), *named(b, place)]
         check_same(a, b, dataset, runs)
         manifest = (b if b.local else a).manifest(dataset)
         unit: Unit = "identity" if split == "zero_shot" else "image"
-        rng = np.random.default_rng([settings["seed"], crc32(place.encode())])
+        rng = np.random.default_rng([settings["seed"], crc32(place.encode())])  # as in stats
         samples = resample_runs(runs, manifest, metrics, resamples, unit, rng)
-        pair = ((a.name, ""), (b.name, ""))
         by_seed = values_of(samples, place)
-        means = by_seed.groupby("metric")[["a", "b"]].mean()
         identity = manifest.subset(split, "test").rows["identity"].to_numpy()
-        count = {"n": units_of(identity, unit).max() + 1, "unit": unit}
-        tests += [
-            {"place": place, **means.loc[row["metric"]], **row, **count}
-            for row in family(samples, [pair], alpha)
-        ]
-        seeds.append(by_seed)
+        count = {"place": place, "n": units_of(identity, unit).max() + 1, "unit": unit}
+        for row in family(samples, [((a.name, ""), (b.name, ""))], alpha):
+            values = [(s["a"], s["b"]) for s in by_seed if s["metric"] == row["metric"]]
+            tests.append(row | count | dict(zip("ab", np.mean(values, axis=0), strict=True)))
+        seeds += by_seed
         notes += [f"{place}: {line}" for line in differing(a, b, place)]
-    return Versus(a, b, pd.DataFrame(tests), pd.concat(seeds), notes, alpha, resamples)
+    return Versus(a, b, tests, seeds, notes, alpha, resamples)
 
 
 def read_side(name: str, results: Path, imported: Path) -> Side:
@@ -148,7 +148,7 @@ def absence(plan: Document, wanted: str) -> str:
 
 
 def check_metrics(metrics: Sequence[str]) -> list[str]:
-    known = ("F1", *par.RESAMPLED)
+    known = ("F1", *par.OVERALL)
     for metric in metrics:
         if metric not in known:
             raise PedbenchError(
@@ -223,7 +223,7 @@ def between(one: Manifest, other: Manifest) -> str:
     return f"their digests differ ({one.digest[:12]} against {other.digest[:12]})"
 
 
-def values_of(samples: Samples, place: str) -> pd.DataFrame:
+def values_of(samples: Samples, place: str) -> list[Row]:
     """The values of both at each pair of seeds, one row per metric and pair."""
     rows = []
     for metric, sides in samples.items():
@@ -231,7 +231,7 @@ def values_of(samples: Samples, place: str) -> pd.DataFrame:
         for i, j in pair_seeds(sorted(a), sorted(b)):
             row = {"place": place, "metric": metric, "seed_a": i, "seed_b": j}
             rows.append({**row, "a": a[i], "b": b[j], "difference": a[i] - b[j]})
-    return pd.DataFrame(rows)
+    return rows
 
 
 def differing(a: Side, b: Side, place: str) -> list[str]:
@@ -252,48 +252,54 @@ def as_text(found: Versus, by_seed: bool = False) -> str:
     """For a terminal: both sides, the differences, a sentence on them, what to know beside it."""
     a, b, tests = found.a, found.b, found.tests
     run = next(iter(a.runs.values()))[0]
-    sides = aligned([["A", a.name, str(a.root)], ["B", b.name, str(b.root)]], left=3)
     head = ["place", "metric", "A", "B", "A - B", f"{1 - found.alpha:.0%} interval", "p"]
     rows = [[*head, "p (Holm)", "seeds", "n"]]
     rows += [
         [
-            *(t["place"], t["metric"], f"{t['a']:.2f}", f"{t['b']:.2f}", f"{t['difference']:+.2f}"),
-            f"[{t['ci_low']:+.2f}, {t['ci_high']:+.2f}]",
+            *(
+                t["place"],
+                t["metric"],
+                number(t["a"]),
+                number(t["b"]),
+                number(t["difference"], "+"),
+            ),
+            f"[{number(t['ci_low'], '+')}, {number(t['ci_high'], '+')}]",
             *(probability(t["p"]), probability(t["p_holm"]), str(t["seeds"])),
             f"{t['n']} {UNITS[t['unit']]}",
         ]
-        for t in tests.to_dict("records")
+        for t in tests
     ]
-    parts = [sides, aligned(rows, left=2), "\n".join(in_words(found)), "\n".join(found.notes)]
-    if by_seed:
-        lines = [["place", "metric", "seed A", "seed B", "A", "B", "A - B"]]
-        lines += [
-            [
-                *(str(s[key]) for key in ("place", "metric", "seed_a", "seed_b")),
-                *(f"{s['a']:.2f}", f"{s['b']:.2f}", f"{s['difference']:+.2f}"),
-            ]
-            for s in found.seeds.to_dict("records")
+    lines = [["place", "metric", "seed A", "seed B", "A", "B", "A - B"]]
+    lines += [
+        [
+            *(str(s[key]) for key in ("place", "metric", "seed_a", "seed_b")),
+            *(number(s["a"]), number(s["b"]), number(s["difference"], "+")),
         ]
-        parts.append(aligned(lines, left=2))
-    parts.append(
+        for s in found.seeds
+    ]
+    explained = [
         f"In percent, on test images, mean over paired seeds. Protocol {run.protocol_label}, "
-        f"threshold {run.protocol['threshold']}, F1 is {headline(run.protocol)}.\np and interval: "
-        f"paired bootstrap of {found.resamples} resamples, and the variance between seeds.\n"
-        f"p (Holm): corrected for the {tests['family'].iloc[0]} metrics of a place. More in "
-        "docs/statistics.md."
-    )
-    if (tests["seeds"] == 1).any():
-        parts.append("With one seed the test is about these trained weights, not the methods.")
+        f"threshold {run.protocol['threshold']}, F1 is {headline(run.protocol)}.",
+        f"p and interval: paired bootstrap of {found.resamples} resamples, and the variance "
+        "between seeds.",
+        f"p (Holm): corrected for the {tests[0]['family']} metrics of a place; below "
+        f"{found.alpha:g} it is called a difference. More in docs/statistics.md.",
+    ]
+    if any(t["seeds"] == 1 for t in tests):
+        explained.append("One seed: the test is about these trained weights, not the methods.")
+    parts = [
+        aligned([["A", a.name, str(a.root)], ["B", b.name, str(b.root)]], left=3),
+        aligned(rows, left=2),
+        "\n".join(in_words(found)),
+        "\n".join(found.notes),
+        aligned(lines, left=2) if by_seed else "",
+        "\n".join(explained),
+    ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def in_words(found: Versus) -> list[str]:
     """What is above what, and where nothing can be said."""
-    kinds: dict[str, dict[str, list[str]]] = {}
-    for place, tests in found.tests.groupby("place", sort=False):
-        for verdict, metrics in tests.groupby(tests.apply(verdict_of, axis=1)):
-            by_metrics = kinds.setdefault(str(verdict), {})
-            by_metrics.setdefault(" and ".join(metrics["metric"]), []).append(str(place))
     a, b = found.a.name, found.b.name
     starts = {
         "above": f"{a} is above {b}",
@@ -301,16 +307,22 @@ def in_words(found: Versus) -> list[str]:
         "open": "No significant difference",
         "same": f"{a} and {b} are the same",
     }
-    return [
-        f"{start} in "
-        + "; in ".join(f"{m} on {', '.join(on)}" for m, on in kinds[kind].items())
-        + "."
-        for kind, start in starts.items()
-        if kind in kinds
-    ]
+    sentences = []
+    for verdict, start in starts.items():
+        metrics: dict[str, list[str]] = {}
+        for test in found.tests:
+            if verdict_of(test) == verdict:
+                metrics.setdefault(test["place"], []).append(test["metric"])
+        places: dict[str, list[str]] = {}
+        for place, of_place in metrics.items():
+            places.setdefault(" and ".join(of_place), []).append(place)
+        if places:
+            where = [f"in {names} on {', '.join(on)}" for names, on in places.items()]
+            sentences.append(f"{start} {'; '.join(where)}.")
+    return sentences
 
 
-def verdict_of(test: pd.Series) -> str:
+def verdict_of(test: Row) -> str:
     if test["difference"] == test["ci_low"] == test["ci_high"] == 0:
         return "same"
     if not test["significant"]:
@@ -318,18 +330,17 @@ def verdict_of(test: pd.Series) -> str:
     return "above" if test["difference"] > 0 else "below"
 
 
+def number(value: float, sign: str = "") -> str:
+    return ABSENT if np.isnan(value) else f"{value:{sign}.2f}"
+
+
 def probability(p: float) -> str:
-    return "<0.0001" if p < 0.0001 else f"{p:.4f}"
+    return ABSENT if np.isnan(p) else "<0.0001" if p < 0.0001 else f"{p:.4f}"
 
 
 def aligned(rows: Sequence[Sequence[str]], left: int) -> str:
     """Columns of equal width, the first ``left`` of them flush left, the others flush right."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = []
-    for row in rows:
-        cells = [
-            text.ljust(w) if i < left else text.rjust(w)
-            for i, (text, w) in enumerate(zip(row, widths, strict=True))
-        ]
-        lines.append("  ".join(cells).rstrip())
-    return "\n".join(lines)
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    sides = ["<"] * left + [">"] * (len(widths) - left)
+    form = "  ".join(f"{{:{side}{width}}}" for side, width in zip(sides, widths, strict=True))
+    return "\n".join(form.format(*row).rstrip() for row in rows)

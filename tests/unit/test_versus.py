@@ -1,0 +1,201 @@
+"""``pedbench compare A B``: the suite's own numbers, between results that may be compared."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from helpers import fake_results, finish
+
+from pedbench.bundle import export_bundle, import_bundle
+from pedbench.cli import main
+from pedbench.collect import read_long, select
+from pedbench.contracts import PedbenchError
+from pedbench.files import read_json, write_json
+from pedbench.manifest import Manifest, read_manifest, write_manifest
+from pedbench.stats import VS_BASELINE, read_stats
+from pedbench.versus import as_text, versus
+
+SKILL = {"zero_shot": 0.2, "linear_probe": 1.0, "promptpar/deep": 1.5, "lora": 1.02}
+SHARED = ["difference", "ci_low", "ci_high", "se_images", "se_seeds", "p", "p_holm", "seeds"]
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory) -> Path:
+    """Our results, and the same imported as ``lab``."""
+    root = tmp_path_factory.mktemp("lab")
+    finish(fake_results(root / "results", skill=SKILL, seeds=(0, 1), images=60))
+    export_bundle(root / "results", root / "all.zip")
+    import_bundle(root / "all.zip", "lab", root / "imported")
+    return root
+
+
+def compare(lab: Path, a: str, b: str, *more: Any):
+    return versus(a, b, lab / "results", lab / "imported", *more)
+
+
+@pytest.mark.parametrize("method", ["zero_shot", "promptpar/deep"])
+@pytest.mark.parametrize("prefixes", [("", ""), ("lab:", ""), ("", "lab:"), ("lab:", "lab:")])
+def test_the_numbers_are_those_of_the_tables(lab, method, prefixes):
+    name, label = f"{method}/default".split("/")[:2]
+    tests = read_stats(lab / "results/stats" / VS_BASELINE)
+    expected = select(tests, method=name, variant=label).set_index(["dataset", "split", "metric"])
+    found = compare(lab, prefixes[0] + method, prefixes[1] + "linear_probe").tests
+    assert len(found) == len(expected) == 4
+    long = select(read_long(lab / "results/long.parquet"), subset="test", attribute="")
+    for row in found:
+        dataset, split = row["place"].split("/")
+        same = expected.loc[(dataset, split, row["metric"])]
+        # the family there is larger, so that Holm's correction is not the same
+        for column in (c for c in SHARED if c != "p_holm"):
+            np.testing.assert_allclose(row[column], same[column], rtol=1e-5)
+        metric = "F1_instance" if row["metric"] == "F1" else row["metric"]
+        there = select(long, split=split, metric=metric)
+        for side, by, label_ in (("a", name, label), ("b", "linear_probe", "default")):
+            mean = 100 * select(there, method=by, variant=label_)["value"].mean()
+            assert row[side] == pytest.approx(mean)
+        assert row["unit"] == same["unit"] and row["n"] == (30 if split == "zero_shot" else 60)
+
+
+def test_a_variant_is_the_same_as_its_copy(lab, capsys):
+    text = as_text(compare(lab, "lora", "lab:lora"))
+    assert "lora and lab:lora are the same in mA and F1 on a/standard, a/zero_shot." in text
+
+
+def test_the_verdict_in_words_and_the_seeds(lab):
+    found = compare(lab, "promptpar/deep", "linear_probe", ["a/standard"], ["mA", "recall"])
+    assert [test["metric"] for test in found.tests] == ["mA", "recall"]
+    text = as_text(found, by_seed=True)
+    assert "promptpar/deep is above linear_probe in mA and recall on a/standard." in text
+    seeds = [s["difference"] for s in found.seeds]
+    means = [np.mean(seeds[:2]), np.mean(seeds[2:])]
+    np.testing.assert_allclose(means, [test["difference"] for test in found.tests])
+    assert "seed A" in text and "a/zero_shot" not in text and "One seed" not in text
+    text = as_text(compare(lab, "lora", "linear_probe", ["a/standard"]))
+    assert "No significant difference in mA and F1 on a/standard." in text
+    backwards = as_text(compare(lab, "zero_shot", "promptpar/deep"))
+    assert "zero_shot is below promptpar/deep in mA and F1 on a/standard, a/zero_shot" in backwards
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "more", "message"),
+    [
+        ("linear_prob", "lora", (), "linear_prob: not in .*did you mean 'linear_probe'"),
+        ("promptpar", "lora", (), r"promptpar: not in .*it has: promptpar/deep\)"),
+        ("promptpar/dep", "lora", (), "did you mean 'promptpar/deep'"),
+        ("lab:lorra", "lora", (), "lab:lorra: not in .*lab; did you mean 'lora'"),
+        ("labs:lora", "lora", (), "nothing was imported as 'labs'; did you mean 'lab'"),
+        ("lora", "lora/default", (), "both sides are lora"),
+        (
+            "lora",
+            "zero_shot",
+            (["a/standart"],),
+            "--place a/standart: lora and zero_shot was not",
+        ),
+        ("lora", "zero_shot", ((), ["ma"]), "unknown metric 'ma'; did you mean 'mA'"),
+        ("lora", "zero_shot", ((), ["loss"]), "unknown metric 'loss' .known: F1, mA"),
+    ],
+)
+def test_what_is_not_there_is_said_with_what_is(lab, a, b, more, message):
+    with pytest.raises(PedbenchError, match=message):
+        compare(lab, a, b, *more)
+
+
+Change = Callable[[dict[str, Any]], object]
+
+
+def changed(lab: Path, tmp_path: Path, edit: Change) -> Path:
+    """A copy of ``lab`` whose import was made with other settings."""
+    shutil.copytree(lab, tmp_path / "lab")
+    for path in (tmp_path / "lab/imported").rglob("config.json"):
+        config = read_json(path)
+        edit(config)
+        write_json(path, config)
+    return tmp_path / "lab"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("version", "2", "different protocols .*v1, .* against embedded v2"),
+        ("name", "paper", "different protocols .*embedded v1, .* against paper v1"),
+        ("threshold", 0.4, "threshold 0.5, F1 instance against .*threshold 0.4"),
+        ("f1", "harmonic", "F1 instance against .*F1 harmonic"),
+    ],
+)
+def test_protocols_are_not_mixed(lab, tmp_path, key, value, message):
+    other = changed(
+        lab, tmp_path, lambda c: c["protocol"].update({key: {"value": value, "from": "x"}})
+    )
+    with pytest.raises(PedbenchError, match=f"cannot be compared: .*{message}.*Run both"):
+        compare(other, "lora", "lab:zero_shot")
+
+
+def relabel(rows: pd.DataFrame) -> None:
+    rows["label:hat"] = 1 - rows["label:hat"].abs()
+
+
+def redraw(rows: pd.DataFrame) -> None:
+    rows["sha256"] = "f" * 64
+
+
+def rename(rows: pd.DataFrame) -> None:
+    rows["image"] = "b" + rows["image"]
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (redraw, "the files of 180 of 180 images differ"),
+        (relabel, r"'label:hat' of \d+ of 180 images differ"),
+        (rename, "they have no image in common"),
+        (lambda rows: None, "their digests differ"),
+    ],
+)
+def test_manifests_are_not_mixed_and_the_difference_is_said(lab, tmp_path, edit, message):
+    other = changed(lab, tmp_path, lambda config: config.update(manifest_digest="f" * 64))
+    path = other / "imported/lab/manifests/a.parquet"
+    m = read_manifest(path)
+    edit(m.rows)
+    write_manifest(Manifest(m.dataset, m.root, m.attributes, "f" * 64, m.rows), path)
+    with pytest.raises(PedbenchError, match=f"a was not the same for both: {message}.*release"):
+        compare(other, "lora", "lab:zero_shot")
+
+
+def test_other_settings_and_places_are_told(lab, tmp_path):
+    other = changed(lab, tmp_path, lambda c: c.update(backbone={"value": "ViT-B-16", "from": "x"}))
+    plan = read_json(other / "imported/lab/plan.json")
+    plan["experiments"] = [e for e in plan["experiments"] if e["split"] == "standard"]
+    write_json(other / "imported/lab/plan.json", plan)
+    found = compare(other, "lora", "lab:lora")
+    assert {test["place"] for test in found.tests} == {"a/standard"}
+    assert "a/zero_shot: left out, lab:lora was not run there" in found.notes
+    assert "a/standard: backbone tiny against ViT-B-16" in found.notes
+    with pytest.raises(PedbenchError, match="a/zero_shot: lab:lora was not run there"):
+        compare(other, "lora", "lab:lora", ["a/zero_shot"])
+    plan["experiments"] = [e for e in plan["experiments"] if e["method"] == "zero_shot"]
+    write_json(other / "imported/lab/plan.json", plan)
+    shutil.rmtree(other / "results/runs/a/standard/lora/default/seed0")
+    with pytest.raises(PedbenchError, match="seed0: not finished; run 'snakemake"):
+        compare(other, "lora", "lab:zero_shot")
+    ours = read_json(other / "results/plan.json")
+    ours["experiments"] = [e for e in ours["experiments"] if e["split"] == "zero_shot"]
+    write_json(other / "results/plan.json", ours)
+    with pytest.raises(PedbenchError, match="no dataset and split in common"):
+        compare(other, "lora", "lab:zero_shot")
+
+
+def test_two_imports_need_no_results(lab, tmp_path, monkeypatch, capsys):
+    shutil.copytree(lab / "imported", tmp_path / "imported")
+    monkeypatch.chdir(tmp_path)
+    assert main(["compare", "lab:zero_shot", "lab:lora", "--metrics", "mA"]) == 0
+    assert "lab:zero_shot is below lab:lora in mA on a/standard, a/zero_shot." in (
+        capsys.readouterr().out
+    )
+    assert main(["compare", "zero_shot", "lab:lora"]) == 1
+    assert "no results are here" in capsys.readouterr().err
