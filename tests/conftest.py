@@ -78,3 +78,25 @@ def backbone():
     from pedbench.nn.backbone import Backbone
 
     return Backbone.from_config(MODEL, name="random", seed=1)
+
+
+@pytest.fixture
+def prepare(tmp_path, manifest, backbone, monkeypatch):
+    """Write the inputs of a job of ``method`` in a fresh folder; returns the job's arguments."""
+    from pedbench.config import read_protocol, resolve
+    from pedbench.files import write_json
+    from pedbench.manifest import write_manifest
+
+    monkeypatch.setattr("pedbench.train.load_backbone", lambda name, file: backbone)
+    monkeypatch.setattr("pedbench.label.load_backbone", lambda name, file: backbone)
+
+    def inputs(method="linear_probe", **values):
+        swept = {"epochs": 2, **values}
+        spec = resolve(method, "default", read_protocol("embedded", ("tiny_clip",)), swept, "test")
+        names = {"dataset": "noise", "split": "standard", "method": method, "variant": "default"}
+        write_json(tmp_path / "v/config.json", {**names, "backbone": "random", **spec})
+        write_json(tmp_path / "weights.json", {"sha256": backbone.weights_sha256, "file": None})
+        write_manifest(manifest, tmp_path / "noise.parquet")
+        return tmp_path / "v/config.json", tmp_path / "noise.parquet", tmp_path / "weights.json"
+
+    return inputs

@@ -161,6 +161,7 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--weights", required=True, type=Path, help="written by 'pedbench weights'")
     one.add_argument("--seeds", required=True, type=int, nargs="+")
     one.add_argument("--threads", type=int, default=1, help="CPU threads; part of the result")
+    one.add_argument("--keep-epochs", action="store_true", help="for the step 'selection'")
     one.add_argument("--out", type=Path, help="marker written when all seeds are done")
 
     one = step("tune", tune, "run the trials of one method (users: make tune)")
@@ -188,6 +189,13 @@ def parser() -> argparse.ArgumentParser:
 
     one = step("stats", stats, "intervals, tests, ranks and effect sizes from kept predictions")
     one.add_argument("--plan", required=True, type=Path)
+    one.add_argument("--out", required=True, type=Path)
+
+    one = step("selection", selection, "how much choosing epochs by test scores flatters a method")
+    one.add_argument("--plan", required=True, type=Path)
+    one.add_argument("--long", required=True, type=Path)
+    one.add_argument("--weights", required=True, type=Path, help="written by 'pedbench weights'")
+    one.add_argument("--threads", type=int, default=1, help="as in training")
     one.add_argument("--out", required=True, type=Path)
 
     one = step("figures", figures, "prompt-length, prompt-depth and overview plots, PDF + PNG")
@@ -339,14 +347,20 @@ def resolve(spec: dict[str, Any], out: Path) -> None:
 
 
 def train(
-    settings: Path, manifest: Path, weights: Path, seeds: list[int], threads: int, out: Path | None
+    settings: Path,
+    manifest: Path,
+    weights: Path,
+    seeds: list[int],
+    threads: int,
+    keep_epochs: bool,
+    out: Path | None,
 ) -> None:
     from pedbench.devices import own_gpu
     from pedbench.files import write_json
     from pedbench.train import train as fit_and_predict
 
     with own_gpu():
-        digests = fit_and_predict(settings, manifest, weights, seeds, threads)
+        digests = fit_and_predict(settings, manifest, weights, seeds, threads, keep_epochs)
     if out is not None:
         write_json(out, digests)
 
@@ -404,6 +418,14 @@ def stats(plan: Path, out: Path) -> None:
     document, _, manifests = _read_plan(plan)
     folders = [folder for e, _, folder in runs_of(document) if e["in_tables"]]
     write_stats(folders, manifests, out, **document["comparison"])
+
+
+def selection(plan: Path, long: Path, weights: Path, threads: int, out: Path) -> None:
+    from pedbench.devices import own_gpu
+    from pedbench.selection import write_selection
+
+    with own_gpu():
+        write_selection(_read_plan(plan)[0], long, weights, threads, out)
 
 
 def figures(plan: Path, long: Path, stats: Path, out: Path) -> None:

@@ -26,6 +26,11 @@ ROOT = Path(__file__).resolve().parents[2]
 SCHEMA = "workflow/schemas/config.schema.yaml"
 VARIANTS = "config/variants.yaml"
 AT_LEAST_ONE = ("epochs", "batch_size", "accumulate", "eval_batch_size", "checkpoint_steps")
+RELEASED = (
+    "'released' would choose epochs by their test scores, one for each metric, as released code "
+    "does, and no run may. To see how much that flatters a method, name it under "
+    "'released_selection' in the plan"
+)
 DEFAULT = "default"  # the label of a method without changes
 
 
@@ -63,6 +68,7 @@ class Protocol:
     f1: Literal["instance", "harmonic"]  # the headline F1: mean over images, or of mean P and R
     eval_batch_size: int  # images per forward pass in prediction
     checkpoint_steps: int  # optimiser steps between resumable checkpoints
+    label_fraction: float = 1.0  # share of the training images whose labels are used
 
 
 @dataclass(frozen=True)
@@ -325,9 +331,13 @@ def _checked(
                 else f"{origin}: unknown key '{key}' (known: {', '.join(known)})"
             )
         try:
+            if (key, value) == ("selection", "released"):
+                raise PedbenchError(RELEASED)
             fitted[key] = registry.checked(known[key], value)
             if key in AT_LEAST_ONE and fitted[key] < 1:
                 raise PedbenchError(f"{value} is too small; it must be at least 1")
+            if key == "label_fraction" and not 0 < fitted[key] <= 1:
+                raise PedbenchError(f"{value} is no share; it must be above 0 and at most 1")
         except PedbenchError as error:
             raise PedbenchError(f"{origin}: {key}: {error}") from None
     return fitted

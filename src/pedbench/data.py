@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -46,6 +47,13 @@ class Images:
     def __len__(self) -> int:
         return len(self.paths)
 
+    def take(self, positions: Tensor) -> Images:
+        """Only the pictures at ``positions``, in that order."""
+        taken = copy.copy(self)
+        taken.paths = [self.paths[i] for i in positions.tolist()]
+        taken.kept = None if self.kept is None else self.kept[positions]
+        return taken
+
     def __getitem__(self, positions: Tensor) -> Tensor:
         """``(B,)`` positions -> ``(B, 3, H, W)`` uint8."""
         if self.kept is not None:
@@ -80,6 +88,14 @@ def augment(pictures: Tensor, flip: bool, crop_padding: int, generator: torch.Ge
         ]
         pictures = torch.stack(crops)
     return pictures
+
+
+def labelled(count: int, fraction: float, seed: int) -> Tensor:
+    """Positions, ascending, of the share ``fraction`` of ``count`` images whose labels are used:
+    at least one. With one ``seed``, a smaller share is part of every larger one."""
+    generator = torch.Generator().manual_seed(seed % 2**63)
+    order = torch.randperm(count, generator=generator)
+    return order[: max(1, round(fraction * count))].sort().values
 
 
 def epoch_order(count: int, seed: int, epoch: int) -> Tensor:

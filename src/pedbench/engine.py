@@ -24,13 +24,14 @@ from pedbench.checkpoint import (
     load_optimiser,
     load_trained,
     optimiser_tensors,
+    save_tensors,
 )
 from pedbench.config import Protocol
 from pedbench.contracts import BaseMethod, Batch, Output, PedbenchError, Stage, Task
 from pedbench.data import Images, augment, epoch_order, normalise
 from pedbench.files import write_text
 from pedbench.nn.heads import LinearHead
-from pedbench.runs import derive_seed
+from pedbench.runs import derive_seed, epoch_file
 from pedbench.schedules import learning_rate_factor
 
 Validate = Callable[[nn.Module], float]
@@ -80,10 +81,13 @@ class Fit:
         log: Path,
         validate: Validate | None = None,
         label: str = "",
+        epochs: Path | None = None,
     ) -> None:
+        """``epochs``: a folder that gets the trained tensors after each of the method's own
+        epochs; None: they are not kept."""
         self.method, self.task, self.data, self.protocol = method, task, data, protocol
         self.seed, self.accelerator, self.checkpoints = seed, accelerator, checkpoints
-        self.log, self.validate, self.label = log, validate, label
+        self.log, self.validate, self.label, self.epochs = log, validate, label, epochs
         if protocol.selection == "best_val_mA" and validate is None:
             raise PedbenchError("selection 'best_val_mA' needs a validation subset; there is none")
         self.model = model
@@ -114,6 +118,8 @@ class Fit:
             probe = self.protocol.probe_epochs, self.protocol.probe_lr
             self.before, stages = 1, (Stage("probe", ("head",), *probe), *stages)
         resumed = self.checkpoints.load()
+        if resumed is not None and self._lacks_epochs(resumed[1]["history"]):
+            resumed = None  # they were not kept when it started
         if resumed is not None:
             self._restore(*resumed)
         else:
@@ -140,6 +146,17 @@ class Fit:
                 "named 'head'"
             )
         return True
+
+    def _own(self, history: list[dict[str, Any]]) -> int:
+        """How many of the finished epochs are the method's own, not the probe's."""
+        return max(0, len(history) - self.before * self.protocol.probe_epochs)
+
+    def _lacks_epochs(self, history: list[dict[str, Any]]) -> bool:
+        """Whether an epoch that a checkpoint has behind it should have been kept and was not."""
+        if self.epochs is None:
+            return False
+        kept = (epoch_file(self.epochs, number) for number in range(self._own(history)))
+        return not all(file.is_file() for file in kept)
 
     def _prepare(self) -> None:
         def batches() -> Iterator[Batch]:
@@ -318,6 +335,9 @@ class Fit:
                 self.state.best, self.best = score, self.trained.tensors()
         self.state.history.append(line)
         if self.accelerator.is_main_process:
+            if select and self.epochs is not None:
+                number = self._own(self.state.history) - 1
+                save_tensors(epoch_file(self.epochs, number), self.trained.tensors(), {})
             lines = (json.dumps(entry, sort_keys=True) for entry in self.state.history)
             write_text(self.log, "\n".join(lines) + "\n")
 

@@ -60,6 +60,7 @@ def _seconds(
     options = plan.sources[experiment.dataset].options
     counts = registry.load_dataset(experiment.dataset).expected(options)
     images = counts.get(experiment.split, {}).get("train", 0)
-    epochs = plain(experiment.spec["protocol"])["epochs"]
+    protocol = plain(experiment.spec["protocol"])
+    seen = protocol["epochs"] * protocol["label_fraction"] * images
     rate = rates.get(experiment.method, rates["other"])
-    return timings["seconds_per_job"] + trainings * epochs * images / rate
+    return timings["seconds_per_job"] + trainings * seen / rate

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,10 @@ class Manifest:
         if rows.empty:
             raise PedbenchError(f"{self.dataset}/{split} has no {' or '.join(subsets)} images")
         return Manifest(self.dataset, self.root, self.attributes, self.digest, rows)
+
+    def take(self, positions: np.ndarray) -> Manifest:
+        """Only the images at ``positions``, in that order."""
+        return replace(self, rows=self.rows.iloc[positions].reset_index(drop=True))
 
     @property
     def labels(self) -> np.ndarray:

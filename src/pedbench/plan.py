@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,25 @@ from pedbench.config import DEFAULT, ProtocolFile, check_config, plain, read_pro
 from pedbench.config import resolve as resolve_values
 from pedbench.contracts import BACKBONES, TINY, PedbenchError
 from pedbench.files import digest, write_json
-from pedbench.runs import refusal
+from pedbench.runs import RunFolder, refusal
 
 # of results
-FOLDERS = ("data", "figures", "logs", "manifests", "pretrain", "runs", "stats", "tables", "weights")
+FOLDERS = (
+    *("data", "figures", "logs", "manifests", "pictures", "pretrain", "runs", "stats", "tables"),
+    "weights",
+)
 PER_SUBSET = (("predictions", "parquet"), ("scores", "json"))  # of a run's folder
-ANALYSIS = ("plan.json", "scored.json", "long.parquet", "mlflow.json", "stats", "figures")
+ANALYSIS = (
+    "plan.json",
+    "scored.json",
+    "long.parquet",
+    "cost.csv",
+    "selection.csv",
+    "mlflow.json",
+    "stats",
+    "figures",
+    "pictures",
+)
 
 
 @dataclass(frozen=True)
@@ -48,6 +61,7 @@ class Experiment:
     folder: str
     spec: Mapping[str, Any] = field(repr=False)  # every value with its origin
     in_tables: bool = True  # False: only a sweep asked for it
+    keep_epochs: bool = False  # True: the audit of `released_selection` reads them
 
     @property
     def key(self) -> str:
@@ -72,9 +86,10 @@ class Batch:
 
     def is_finished(self) -> bool:
         """Whether its marker stands for something: every seed ended, or the method refused."""
-        folder = Path(self.experiment.folder)
+        folder, keep = Path(self.experiment.folder), self.experiment.keep_epochs
+        runs = [RunFolder(folder / f"seed{n}") for n in self.seeds]
         return refusal(folder) is not None or all(
-            (folder / f"seed{n}/train.done.json").is_file() for n in self.seeds
+            run.done.is_file() and (not keep or run.keeps_epochs) for run in runs
         )
 
 
@@ -185,7 +200,8 @@ class Plan:
         """What ``results/plan.json`` holds, for score, collect and everything after them.
 
         ``datasets``: name -> root, manifest. ``experiments``: in table order, with ``folder``,
-        ``seeds`` and ``in_tables``. ``sweeps`` and ``comparison``: as the classes above.
+        ``seeds``, ``in_tables`` and ``keep_epochs``. ``sweeps`` and ``comparison``: as the classes
+        above.
         """
         experiments = [
             {key: value for key, value in vars(e).items() if key != "spec"}
@@ -246,10 +262,11 @@ def make_plan(config: Mapping[str, Any], source: str = "config") -> Plan:
         if lines:
             sweeps.append(Sweep(name, *place, entry["parameter"], tuple(lines)))
     comparison = _comparison(source, config, choices, notes)
+    audited = _audited(source, config, places, choices, notes)
     return Plan(
         config,
         {name: _source(source, config, name) for name in dict.fromkeys(d for d, _ in places)},
-        tuple(builder.experiments),
+        tuple(replace(e, keep_epochs=e.key in audited) for e in builder.experiments),
         tuple(sweeps),
         comparison,
         tuple(notes),
@@ -368,7 +385,14 @@ class _Builder:
         seeds = tuple(self.config["seeds"]) if registry.trains(method) else (0,)
         folder = "/".join((self.config["results"], "runs", *key.values()))
         self.experiments.append(
-            Experiment(**key, seeds=seeds, folder=folder, spec=spec, in_tables=in_tables)
+            Experiment(
+                **key,
+                seeds=seeds,
+                folder=folder,
+                spec=spec,
+                in_tables=in_tables,
+                keep_epochs=False,
+            )
         )
 
 
@@ -449,6 +473,29 @@ def _comparison(
         notes.append(f"no significance tests: their baseline {wanted} is not in the plan")
     entries["metrics"] = tuple(entries.get("metrics", Comparison.metrics))
     return Comparison(baseline="/".join(choice) if choice in choices else None, **entries)
+
+
+def _audited(
+    source: str,
+    config: Mapping[str, Any],
+    places: list[tuple[str, str]],
+    choices: list[tuple[str, str]],
+    notes: list[str],
+) -> set[str]:
+    """Keys of the experiments that `released_selection` names."""
+    entry, where = config["released_selection"], f"{source}: released_selection"
+    if not entry:
+        return set()
+    place = _place(where, entry["dataset"])
+    wanted = {method: _choice(where, method) for method in entry["methods"]}
+    untrained = [method for method, (name, _) in wanted.items() if not registry.trains(name)]
+    if untrained:
+        raise PedbenchError(f"{where}: {untrained[0]} is not trained: it has no epochs; delete it")
+    absent = [entry["dataset"]] if place not in places else []
+    absent += [method for method, choice in wanted.items() if choice not in choices]
+    notes += [f"released_selection: {name} left out, it is not in the plan" for name in absent]
+    found = [c for c in wanted.values() if c in choices and place in places]
+    return {"/".join((*place, *choice)) for choice in found}
 
 
 def _source(source: str, config: Mapping[str, Any], name: str) -> Source:

@@ -100,17 +100,22 @@ class RunFolder:
     def done(self) -> Path:
         return self.path / "train.done.json"
 
+    @property
+    def epochs(self) -> Path:
+        return self.path / "epochs"
+
     def predictions(self, subset: str) -> Path:
         return self.path / f"predictions.{subset}.parquet"
 
-    def is_finished(self, run: str) -> bool:
-        """Whether the run with this digest ended here and its files are what it wrote."""
+    def is_finished(self, run: str, epochs: bool = False) -> bool:
+        """Whether the run with this digest ended here and its files are what it wrote; with
+        ``epochs``, whether every epoch was kept too."""
         if not self.done.is_file():
             return False
         marker = read_json(self.done)
-        if marker["digest"] != run:
+        if marker["digest"] != run or (epochs and not self.keeps_epochs):
             return False
-        for name, sha256 in marker["files"].items():
+        for name, sha256 in (marker["files"] | (marker["epochs"] if epochs else {})).items():
             file = self.path / name
             if not file.is_file() or file_sha256(file) != sha256:
                 raise PedbenchError(
@@ -119,19 +124,34 @@ class RunFolder:
                 )
         return True
 
+    @property
+    def keeps_epochs(self) -> bool:
+        """Whether the finished run kept its epochs, and nobody deleted them since."""
+        return self.done.is_file() and self.epochs.is_dir() and "epochs" in read_json(self.done)
+
     def start(self, run: str, config: dict[str, Any]) -> None:
         """Prepare the folder for this run, dropping what another configuration left in it."""
         if self.config.is_file() and read_json(self.config).get("digest") != run:
             shutil.rmtree(self.path)
+        self.done.unlink(missing_ok=True)
         write_json(self.config, {**config, "digest": run})
 
-    def finish(self, run: str) -> None:
-        """Mark the run as done and drop its checkpoint."""
+    def finish(self, run: str, epochs: bool = False) -> None:
+        """Mark the run as done, with ``epochs`` those it kept too, and drop its checkpoint."""
         names = ["config.json", "adapter.safetensors", "metrics.jsonl", "environment.json"]
         names += [f"predictions.{subset}.parquet" for subset in ("val", "test")]
         files = {n: file_sha256(self.path / n) for n in names if (self.path / n).is_file()}
-        write_json(self.done, {"digest": run, "files": files})
+        marker: dict[str, Any] = {"digest": run, "files": files}
+        if epochs:
+            kept = sorted(self.epochs.glob("*.safetensors"))
+            marker["epochs"] = {f"epochs/{path.name}": file_sha256(path) for path in kept}
+        write_json(self.done, marker)
         shutil.rmtree(self.checkpoint, ignore_errors=True)
+
+
+def epoch_file(epochs: Path, number: int) -> Path:
+    """The tensors after epoch ``number``, from 0, of a method's own."""
+    return epochs / f"{number}.safetensors"
 
 
 def refusal(variant: Path) -> str | None:

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from pedbench.checkpoint import Checkpoints, load_tensors, load_trained, save_tensors
 from pedbench.config import Protocol
 from pedbench.contracts import BaseMethod, PedbenchError, Task
-from pedbench.data import Images
+from pedbench.data import Images, labelled
 from pedbench.engine import Diverged, Fit, TrainingSet, Validate
 from pedbench.files import read_json, write_json
 from pedbench.manifest import Manifest, read_manifest
@@ -40,9 +40,16 @@ class Part:
 
 
 def train(
-    config_path: Path, manifest_path: Path, weights_path: Path, seeds: Sequence[int], threads: int
+    config_path: Path,
+    manifest_path: Path,
+    weights_path: Path,
+    seeds: Sequence[int],
+    threads: int,
+    keep_epochs: bool = False,
 ) -> dict[str, str]:
     """Fit and predict every seed beside ``config_path``; finished ones are recognised and kept.
+    With ``keep_epochs`` a run keeps the tensors of every epoch and is finished only with them;
+    nothing else of it differs.
 
     Returns seed -> digest of the run. Where the method cannot solve the task there is none, and
     ``refused.json`` beside ``config_path`` holds its reason.
@@ -55,7 +62,7 @@ def train(
         for seed in seeds
     }
     folders = {seed: RunFolder(config_path.parent / f"seed{seed}") for seed in seeds}
-    pending = [seed for seed in seeds if not folders[seed].is_finished(digests[seed])]
+    pending = [seed for seed in seeds if not folders[seed].is_finished(digests[seed], keep_epochs)]
     for seed in set(seeds) - set(pending):
         tqdm.write(f"{folders[seed].path}: finished before, kept")
     refused = config_path.with_name(REFUSED)
@@ -69,7 +76,7 @@ def train(
                 write_json(refused, {"reason": reason})
             return {}
         for seed in pending:
-            job.run(seed, digests[seed], folders[seed])
+            job.run(seed, digests[seed], folders[seed], keep_epochs)
     return {str(seed): digest for seed, digest in digests.items()}
 
 
@@ -145,18 +152,34 @@ class Job:
         size, how = self.backbone.image_size, self.config.protocol.resize
         return Part(rows, Images(rows, size, how, self.threads))
 
-    def run(self, seed: int, digest: str, folder: RunFolder) -> None:
+    def labelled(self, seed: int) -> Part:
+        """The training images that the runs of ``seed`` use: a share of them, if the protocol's
+        label_fraction is below 1."""
+        fraction, whole = self.config.protocol.label_fraction, self.fitted
+        if fraction == 1:
+            return whole
+        used = labelled(len(whole.images), fraction, derive_seed(seed, "labels"))
+        return Part(whole.manifest.take(used.numpy()), whole.images.take(used))
+
+    def build(
+        self, seed: int, config: RunConfig | None = None
+    ) -> tuple[BaseMethod[Any], nn.Module]:
+        """The method and its fresh model, on the device."""
+        task = make_task(self.config, self.labelled(seed).manifest)
+        method, model = build_model(config or self.config, self.backbone, task, seed)
+        return method, model.to(self.accelerator.device)
+
+    def run(self, seed: int, digest: str, folder: RunFolder, keep_epochs: bool = False) -> None:
         """Fit, save the adapter, predict, mark as done; only the main process writes."""
         main = self.accelerator.is_main_process
         if main:
             self._open(seed, digest, folder)
         self.accelerator.wait_for_everyone()
-        method, model = build_model(self.config, self.backbone, self.task, seed)
-        model.to(self.accelerator.device)
+        method, model = self.build(seed)
         trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
         started = time.perf_counter()
         if method.trains:
-            tensors = self._fit(method, model, seed, digest, folder)
+            tensors = self._fit(method, model, seed, digest, folder, keep_epochs)
             if main:
                 save_tensors(folder.adapter, tensors, {"digest": digest})
         fitted = time.perf_counter()
@@ -164,7 +187,7 @@ class Job:
             if method.trains:
                 load_trained(model, load_tensors(folder.adapter)[0], folder.adapter)
             for subset, part in self.evaluated.items():
-                logits = self._logits(model, part)
+                logits = self.logits(model, part)
                 write_predictions(folder.predictions(subset), part.manifest, logits, digest)
             cost = {
                 "seconds_fit": round(fitted - started, 2),
@@ -173,7 +196,7 @@ class Job:
                 "parameters_total": sum(p.numel() for p in model.parameters()),
             }
             write_json(folder.path / "cost.json", cost)
-            folder.finish(digest)
+            folder.finish(digest, keep_epochs)
         self.accelerator.wait_for_everyone()
 
     def try_out(self, params: dict[str, Any], seed: int, folder: RunFolder) -> float:
@@ -184,28 +207,35 @@ class Job:
         config = replace(self.config, params=params)
         sha256 = self.backbone.weights_sha256
         digest = run_digest(config, seed, self.manifest_digest, sha256, self.threads)
-        method, model = build_model(config, self.backbone, self.task, seed)
-        model.to(self.accelerator.device)
+        method, model = self.build(seed, config)
         load_trained(model, self._fit(method, model, seed, digest, folder), folder.path)
         return self._validation(self.evaluated["val"])(model)
 
     def _open(self, seed: int, digest: str, folder: RunFolder) -> None:
-        own = {"seed": seed, "manifest_digest": self.manifest_digest, "task": asdict(self.task)}
+        task = asdict(make_task(self.config, self.labelled(seed).manifest))
+        own = {"seed": seed, "manifest_digest": self.manifest_digest, "task": task}
         folder.start(digest, {**self.raw, **own})
         device = str(self.accelerator.device)
         record = environment(self.threads, device, self.backbone.weights_sha256)
         write_json(folder.path / "environment.json", record)
 
     def _fit(
-        self, method: BaseMethod[Any], model: nn.Module, seed: int, digest: str, folder: RunFolder
+        self,
+        method: BaseMethod[Any],
+        model: nn.Module,
+        seed: int,
+        digest: str,
+        folder: RunFolder,
+        keep_epochs: bool = False,
     ) -> dict[str, Tensor]:
         mean, std = normalisation(self.backbone, self.config.protocol)
-        labels = torch.from_numpy(self.fitted.manifest.labels.copy())
+        part = self.labelled(seed)
+        labels = torch.from_numpy(part.manifest.labels.copy())
         return Fit(
             method,
             model,
-            self.task,
-            TrainingSet(self.fitted.images, labels, mean, std),
+            make_task(self.config, part.manifest),
+            TrainingSet(part.images, labels, mean, std),
             self.config.protocol,
             derive_seed(seed, "data"),
             self.accelerator,
@@ -213,9 +243,10 @@ class Job:
             folder.metrics,
             self._validation(self.evaluated["val"]),
             label="/".join(folder.path.parts[-5:]),
+            epochs=folder.epochs if keep_epochs else None,
         ).run()
 
-    def _logits(self, model: nn.Module, part: Part) -> np.ndarray:
+    def logits(self, model: nn.Module, part: Part) -> np.ndarray:
         """Raises Diverged when the last step, whose loss nobody saw, left logits not finite."""
         logits = predict_logits(
             model, part.images, self.backbone, self.config.protocol, self.accelerator
@@ -231,7 +262,7 @@ class Job:
         """mA on the validation subset, for best_val selection."""
 
         def validate(model: nn.Module) -> float:
-            logits = self._logits(model, part)
+            logits = self.logits(model, part)
             threshold = self.config.protocol.threshold
             return score(sigmoid(logits), part.manifest.labels, threshold)["mA"]
 

@@ -8,7 +8,15 @@ import yaml
 
 from pedbench import config as module
 from pedbench import registry
-from pedbench.config import ROOT, check_config, plain, protocol_of, read_protocol, resolve
+from pedbench.config import (
+    ROOT,
+    check_config,
+    plain,
+    protocol_of,
+    read_protocol,
+    read_variants,
+    resolve,
+)
 from pedbench.contracts import PedbenchError
 
 PLAN = {
@@ -80,6 +88,26 @@ def test_shipped_protocols_and_presets_resolve_every_method(name, presets):
 def test_config_errors(change, message):
     with fails(message):
         check_config({**PLAN, **change}, "c.yaml")
+
+
+RELEASED = "selection: 'released' would choose epochs by their test scores, one for each metric"
+
+
+def test_choosing_by_test_scores_is_refused_wherever_it_is_asked_for(shelf):
+    """With the reason, and the key of the plan that audits it."""
+    protocol = shelf / "config/protocols/embedded.yaml"
+    text = protocol.read_text()
+    variants = shelf / "config/variants.yaml"
+    variants.write_text("linear_probe: {best: {selection: released}}")
+    with fails(f"config/variants.yaml: linear_probe.best: {RELEASED}"):
+        read_variants()
+    variants.write_text("{}")
+    (shelf / "config/presets/first.yaml").write_text("linear_probe: {selection: released}")
+    with fails(f"config/presets/first.yaml: linear_probe: {RELEASED}"):
+        read_protocol("embedded", ("first",))
+    protocol.write_text(text.replace("selection: last_epoch", "selection: released"))
+    with pytest.raises(PedbenchError, match="name it under 'released_selection' in the plan"):
+        read_protocol("embedded")
 
 
 def test_missing_key_is_explained():

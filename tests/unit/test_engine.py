@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
 
 import pytest
 import torch
 from accelerate import Accelerator
 
 from pedbench import engine
-from pedbench.checkpoint import Checkpoints, load_trained
+from pedbench.checkpoint import Checkpoints, load_tensors, load_trained
 from pedbench.config import Protocol
 from pedbench.contracts import PedbenchError, Task
-from pedbench.data import Images, augment, epoch_order, normalise
+from pedbench.data import Images, augment, epoch_order, labelled, normalise
 from pedbench.engine import Fit, TrainingSet
 from pedbench.registry import load_method, load_params
 
@@ -44,8 +45,9 @@ class Bench:
         self.task = Task("par", manifest.attributes, self.train.positive_ratio())
 
     def fit(
-        self, method="full_finetune", params=None, name="a", kill_at=None, validate=None, **change
-    ):
+        self, method="full_finetune", params=None, name="a", kill_at=None, validate=None,
+        epochs_kept=None, **change,
+    ):  # fmt: skip
         protocol = dataclasses.replace(PROTOCOL, **change)
         params = {"lr": 1e-3, "head_lr": 1e-2} if params is None else params
         instance = load_method(method)(load_params(method, params))
@@ -56,6 +58,7 @@ class Bench:
         fit = Fit(
             instance, model, self.task, data, protocol, 7, Accelerator(cpu=True),
             Checkpoints(self.folder / name, "run"), self.folder / f"{name}.jsonl", validate, name,
+            epochs_kept,
         )  # fmt: skip
         if kill_at is not None:
             save, saves = fit._save, iter(range(1000))
@@ -96,6 +99,21 @@ def test_sparse_checkpoints_resume_to_the_same_bits(bench):
     with pytest.raises(Killed):
         bench.fit(name="killed", kill_at=1, checkpoint_steps=2)
     assert equal(undisturbed, bench.fit(name="killed", checkpoint_steps=2)[0])
+
+
+def test_kept_epochs_survive_kills(bench):
+    """Also where the run that was killed had not kept them: it starts anew."""
+    whole, killed = bench.folder / "whole_epochs", bench.folder / "killed_epochs"
+    bench.fit(name="whole", epochs_kept=whole)
+    for kept, kill_at in ((None, 6), (killed, 7)):  # both in the second epoch of its own
+        with pytest.raises(Killed):
+            bench.fit(name="killed", kill_at=kill_at, epochs_kept=kept)
+    resumed, _ = bench.fit(name="killed", epochs_kept=killed)
+    names = ["0.safetensors", "1.safetensors"]  # the method's own, not the probe's
+    assert sorted(p.name for p in whole.iterdir()) == sorted(p.name for p in killed.iterdir())
+    assert sorted(p.name for p in whole.iterdir()) == names
+    assert all((whole / n).read_bytes() == (killed / n).read_bytes() for n in names)
+    assert equal(resumed, load_tensors(killed / names[-1])[0])
 
 
 def test_seed_repeats_and_training_changes_weights(bench, backbone):
@@ -254,6 +272,14 @@ def test_adapter_of_another_model_is_refused(bench, tmp_path):
     tensors["head.1.weight"] = tensors["head.1.weight"][:, :-1]
     with pytest.raises(PedbenchError, match=r"head\.1\.weight.*belongs to another method"):
         load_trained(model, tensors, tmp_path / "adapter.safetensors")
+
+
+def test_shares_of_labels_are_nested_and_drawn_from_the_seed():
+    shares = [set(labelled(40, f, 1).tolist()) for f in (0.01, 0.1, 0.25, 0.5, 1.0)]
+    assert [len(share) for share in shares] == [1, 4, 10, 20, 40]
+    assert all(a < b for a, b in itertools.pairwise(shares))
+    assert labelled(40, 1.0, 1).tolist() == list(range(40))
+    assert not torch.equal(labelled(40, 0.25, 1), labelled(40, 0.25, 2))
 
 
 def test_order_depends_on_seed_and_epoch():

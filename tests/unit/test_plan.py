@@ -123,6 +123,23 @@ def test_a_sweep_compares_methods_and_may_name_a_setting_of_the_protocol():
     ]
 
 
+AUDIT = {"dataset": "synthetic_a/standard", "methods": ["linear_probe", "promptpar/global_deep"]}
+
+
+def test_released_selection_keeps_the_epochs_of_what_it_names():
+    plan = make_plan({**CONFIG, "released_selection": AUDIT})
+    kept = [e["method"] for e in plan.as_json()["experiments"] if e["keep_epochs"]]
+    assert kept == ["linear_probe", "promptpar"]
+    without = make_plan(CONFIG)
+    assert not any(e.keep_epochs for e in without.experiments)
+    assert [e.spec for e in plan.experiments] == [e.spec for e in without.experiments]
+    narrow = make_plan({**CONFIG, "methods": ["linear_probe"], "released_selection": AUDIT})
+    assert [e.method for e in narrow.experiments if e.keep_epochs] == ["linear_probe"]
+    assert narrow.notes == (
+        "released_selection: promptpar/global_deep left out, it is not in the plan",
+    )
+
+
 def test_sweep_and_tests_without_their_method_are_left_out_with_a_note():
     narrow = {**CONFIG, "methods": ["zero_shot"], "sweeps": {"length": SWEEP}}
     plan = make_plan(narrow)
@@ -222,6 +239,18 @@ def test_sweep_and_tests_without_their_method_are_left_out_with_a_note():
         (
             {"sweeps": {"length": {**SWEEP, "values": [".."]}}},
             "c.yaml: sweeps.length.values.0: '..' does not match",
+        ),
+        (
+            {"released_selection": {**AUDIT, "methods": ["zero_shot"]}},
+            "c.yaml: released_selection: zero_shot is not trained: it has no epochs; delete it",
+        ),
+        (
+            {"sweeps": {"x": {**SWEEP, "parameter": "selection", "values": ["released"]}}},
+            "c.yaml: sweeps.x: selection: 'released' would choose epochs by their test scores",
+        ),
+        (
+            {"sweeps": {"x": {**SWEEP, "parameter": "label_fraction", "values": [1.5]}}},
+            "c.yaml: sweeps.x: label_fraction: 1.5 is no share; it must be above 0 and at most 1",
         ),
         ({"protocol": "papr"}, "c.yaml: protocol: unknown protocol 'papr'; did you mean 'paper'?"),
         (
@@ -385,6 +414,22 @@ def test_a_refused_variant_is_finished_and_has_no_runs(tmp_path):
     assert batch.is_finished()
     refused = Path(batch.experiment.folder)
     assert refused not in {folder.parent for _, _, folder in runs_of(plan.as_json())}
+
+
+def test_a_run_without_the_epochs_that_are_wanted_is_not_finished(tmp_path):
+    """They were deleted, or the audit was added to the plan when the run was done."""
+    plan = make_plan({**CONFIG, "results": str(tmp_path), "released_selection": AUDIT})
+    batch = next(b for b in plan.batches if b.experiment.keep_epochs)
+    folders = [Path(batch.experiment.folder, f"seed{seed}") for seed in batch.seeds]
+    for folder in folders:
+        write_json(folder / "train.done.json", {"epochs": {}})
+        (folder / "epochs").mkdir()
+    assert batch.is_finished()
+    (folders[-1] / "epochs").rmdir()
+    assert not batch.is_finished()
+    write_json(folders[-1] / "train.done.json", {})
+    (folders[-1] / "epochs").mkdir()
+    assert not batch.is_finished()
 
 
 def test_messages_name_the_config(tmp_path, monkeypatch):

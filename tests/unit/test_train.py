@@ -12,38 +12,22 @@ import sys
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 from conftest import NoiseDataset
 from PIL import Image
 
 from pedbench import train as job
+from pedbench.checkpoint import load_tensors
 from pedbench.cli import main
-from pedbench.config import read_protocol, resolve
 from pedbench.contracts import PedbenchError
+from pedbench.data import labelled
 from pedbench.engine import Diverged
 from pedbench.files import file_sha256, read_json, write_json
 from pedbench.label import label_pictures
 from pedbench.manifest import build_manifest, write_manifest
 from pedbench.nn.backbone import load_backbone
 from pedbench.results import sigmoid
-from pedbench.runs import RunFolder, derive_seed, refusal
-
-
-@pytest.fixture
-def prepare(tmp_path, manifest, backbone, monkeypatch):
-    """Write the inputs of a job of ``method`` in a fresh folder; returns the job's arguments."""
-    monkeypatch.setattr(job, "load_backbone", lambda name, file: backbone)
-    monkeypatch.setattr("pedbench.label.load_backbone", lambda name, file: backbone)
-
-    def inputs(method="linear_probe", **values):
-        swept = {"epochs": 2, **values}
-        spec = resolve(method, "default", read_protocol("embedded", ("tiny_clip",)), swept, "test")
-        names = {"dataset": "noise", "split": "standard", "method": method, "variant": "default"}
-        write_json(tmp_path / "v/config.json", {**names, "backbone": "random", **spec})
-        write_json(tmp_path / "weights.json", {"sha256": backbone.weights_sha256, "file": None})
-        write_manifest(manifest, tmp_path / "noise.parquet")
-        return tmp_path / "v/config.json", tmp_path / "noise.parquet", tmp_path / "weights.json"
-
-    return inputs
+from pedbench.runs import RunFolder, derive_seed, epoch_file, refusal
 
 
 def test_a_job_leaves_a_complete_run_folder(prepare, tmp_path):
@@ -144,8 +128,9 @@ def test_zero_shot_needs_no_adapter(prepare, tmp_path):
 def test_what_the_held_out_pictures_show_does_not_reach_training(prepare, manifest, tmp_path):
     """Other pictures and labels in val and test, same trained tensors."""
     config, shown, weights = prepare("full_finetune")
-    job.train(config, shown, weights, [0], 1)
-    before = file_sha256(tmp_path / "v/seed0/adapter.safetensors")
+    job.train(config, shown, weights, [0], 1, keep_epochs=True)
+    trained = [tmp_path / "v/seed0" / n for n in ("adapter.safetensors", "epochs/0.safetensors")]
+    before = [file_sha256(path) for path in trained]
     shutil.copytree(manifest.root, tmp_path / "other")
     rows = manifest.rows.copy()
     for index in np.flatnonzero(rows["split:standard"] != "train"):
@@ -154,8 +139,63 @@ def test_what_the_held_out_pictures_show_does_not_reach_training(prepare, manife
     changed = dataclasses.replace(manifest, root=tmp_path / "other", rows=rows)
     write_manifest(changed, shown)
     shutil.rmtree(tmp_path / "v/seed0")
-    job.train(config, shown, weights, [0], 1)
-    assert file_sha256(tmp_path / "v/seed0/adapter.safetensors") == before
+    job.train(config, shown, weights, [0], 1, keep_epochs=True)
+    assert [file_sha256(path) for path in trained] == before
+
+
+def test_a_share_of_the_labels_is_all_that_training_sees(prepare, manifest, tmp_path):
+    """Other labels and pictures of the images that are left out change no bit; the kept ones
+    do, and so do those of all images once the share is 1."""
+    config, shown, weights = prepare("full_finetune", label_fraction=0.5, batch_size=8)
+    train = np.flatnonzero(manifest.rows["split:standard"] == "train")
+    kept = train[labelled(len(train), 0.5, derive_seed(0, "labels")).numpy()]
+
+    def adapter(changed) -> str:
+        shutil.rmtree(tmp_path / "v/seed0", ignore_errors=True)
+        shutil.rmtree(tmp_path / "other", ignore_errors=True)
+        shutil.copytree(manifest.root, tmp_path / "other")
+        rows = manifest.rows.copy()
+        for index in changed:
+            Image.new("RGB", (32, 64), "red").save(tmp_path / "other" / rows["image"][index])
+            rows.loc[index, "label:hat"] = 1 - rows["label:hat"][index]
+        write_manifest(dataclasses.replace(manifest, root=tmp_path / "other", rows=rows), shown)
+        job.train(config, shown, weights, [0], 1)
+        return file_sha256(tmp_path / "v/seed0/adapter.safetensors")
+
+    left_out = np.setdiff1d(train, kept)
+    assert len(kept) == len(left_out) == 24
+    before = adapter([])
+    task = read_json(tmp_path / "v/seed0/config.json")["task"]
+    hats = manifest.rows["label:hat"][kept]
+    assert task["positive_ratio"][0] == pytest.approx((hats == 1).mean())
+    lines = (tmp_path / "v/seed0/metrics.jsonl").read_text().splitlines()
+    assert json.loads(lines[-1])["step"] == 2 * 24 // 8
+    assert adapter(left_out) == before
+    assert adapter(kept[:1]) != before
+
+
+def test_kept_epochs_change_nothing_else_and_end_at_the_adapter(prepare, tmp_path):
+    inputs = prepare("full_finetune", epochs=3)
+    plain = job.train(*inputs, seeds=[0], threads=1)
+    folder = RunFolder(tmp_path / "v/seed0")
+    names = ("adapter.safetensors", "predictions.test.parquet", "metrics.jsonl", "config.json")
+    before = {name: file_sha256(folder.path / name) for name in names}
+    assert not folder.epochs.exists() and not folder.is_finished(plain["0"], epochs=True)
+    # asked for later: the run is trained again, to the same bits
+    assert job.train(*inputs, seeds=[0], threads=1, keep_epochs=True) == plain
+    assert {name: file_sha256(folder.path / name) for name in names} == before
+    assert sorted(path.name for path in folder.epochs.iterdir()) == [
+        f"{n}.safetensors" for n in range(3)
+    ]
+    assert folder.is_finished(plain["0"], epochs=True) and folder.is_finished(plain["0"])
+    last, adapter = (load_tensors(p)[0] for p in (epoch_file(folder.epochs, 2), folder.adapter))
+    assert last.keys() == adapter.keys()
+    assert all(torch.equal(last[name], adapter[name]) for name in last)
+    first = load_tensors(epoch_file(folder.epochs, 0))[0]
+    assert not torch.equal(first["head.1.weight"], last["head.1.weight"])
+    # deleted to save space: finished for all but the audit
+    shutil.rmtree(folder.epochs)
+    assert folder.is_finished(plain["0"]) and not folder.is_finished(plain["0"], epochs=True)
 
 
 def test_an_adapter_on_other_weights_is_refused(prepare, tmp_path, manifest):

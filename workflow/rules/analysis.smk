@@ -44,10 +44,33 @@ rule stats:
         "pedbench stats --plan {input.plan} --out {output} > {log} 2>&1"
 
 
+rule selection:
+    input:
+        plan=f"{RESULTS}/plan.json",
+        long=f"{RESULTS}/long.parquet",  # which therefore cannot hold what is audited
+        weights=f"{RESULTS}/weights/{PLAN.config['backbone']}.json",
+        runs=[b.marker for b in PLAN.batches if b.experiment.keep_epochs],
+    output:
+        f"{RESULTS}/selection.csv",
+    log:
+        f"{RESULTS}/logs/selection.log",
+    conda:
+        "../envs/pedbench.yaml"
+    threads: PLAN.config["threads_per_job"]
+    resources:
+        gpu=min(1, GPUS),
+    params:
+        threads=PLAN.config["threads_per_job"],
+    shell:
+        "pedbench selection --plan {input.plan} --long {input.long} --weights {input.weights}"
+        " --threads {params.threads} --out {output} > {log} 2>&1"
+
+
 rule figures:
     input:
         plan=f"{RESULTS}/plan.json",
         long=f"{RESULTS}/long.parquet",
+        selection=f"{RESULTS}/selection.csv",
         stats=f"{RESULTS}/stats",
     output:
         directory(f"{RESULTS}/figures"),
@@ -81,6 +104,7 @@ rule tables:
         plan=f"{RESULTS}/plan.json",
         long=f"{RESULTS}/long.parquet",
         stats=f"{RESULTS}/stats",
+        selection=f"{RESULTS}/selection.csv",
         figures=f"{RESULTS}/figures",
         track=f"{RESULTS}/mlflow.json",
         texts=inputs_of_tables,

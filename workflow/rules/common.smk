@@ -9,6 +9,11 @@ def markers_of_runs(wildcards):
     return [batch.marker for batch in PLAN.batches]
 
 
+def keep_epochs(*names):
+    """The option of a training job whose epochs the step `selection` reads."""
+    return "--keep-epochs" if PLAN.experiment(*names).keep_epochs else ""
+
+
 def inputs_of_tables(wildcards):
     """What says which tables there are, captions, published rows, the report of the tuning."""
     presets = [PRESET] if PRESET in PLAN.config["presets"] else []

@@ -35,7 +35,10 @@ rule train:
     params:
         seeds=lambda wildcards: wildcards.seeds.replace("-", " "),
         threads=PLAN.config["threads_per_job"],
+        keep=lambda wildcards: keep_epochs(
+            wildcards.dataset, wildcards.split, wildcards.method, wildcards.variant
+        ),
     shell:
         "pedbench train --settings {input.config} --manifest {input.manifest}"
         " --weights {input.weights} --seeds {params.seeds} --threads {params.threads}"
-        " --out {output} > {log} 2>&1"
+        " {params.keep} --out {output} > {log} 2>&1"
