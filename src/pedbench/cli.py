@@ -191,6 +191,12 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--plan", required=True, type=Path)
     one.add_argument("--out", required=True, type=Path)
 
+    one = step("cost", cost, "what every variant costs: parameters, operations, speed, memory")
+    one.add_argument("--plan", required=True, type=Path)
+    one.add_argument("--weights", required=True, type=Path, help="written by 'pedbench weights'")
+    one.add_argument("--threads", type=int, default=1, help="as in training")
+    one.add_argument("--out", required=True, type=Path)
+
     one = step("selection", selection, "how much choosing epochs by test scores flatters a method")
     one.add_argument("--plan", required=True, type=Path)
     one.add_argument("--long", required=True, type=Path)
@@ -198,10 +204,18 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--threads", type=int, default=1, help="as in training")
     one.add_argument("--out", required=True, type=Path)
 
-    one = step("figures", figures, "prompt-length, prompt-depth and overview plots, PDF + PNG")
+    one = step("figures", figures, "every plot the plan has data for, PDF + PNG, with captions")
     one.add_argument("--plan", required=True, type=Path)
     one.add_argument("--long", required=True, type=Path)
     one.add_argument("--stats", required=True, type=Path)
+    one.add_argument("--cost", type=Path, help="written by 'pedbench cost'")
+    one.add_argument("--selection", type=Path, help="written by 'pedbench selection'")
+    one.add_argument("--out", required=True, type=Path)
+
+    one = step("pictures", pictures, "test pictures with what the models make of them, PDF + PNG")
+    one.add_argument("--plan", required=True, type=Path)
+    one.add_argument("--long", required=True, type=Path)
+    one.add_argument("--weights", required=True, type=Path, help="written by 'pedbench weights'")
     one.add_argument("--out", required=True, type=Path)
 
     one = step("tables", tables, "the tables of config/tables.yaml as CSV, Markdown, LaTeX, HTML")
@@ -271,14 +285,6 @@ def predict(run: Path, pictures: list[Path], out: Path | None, weights: Path | N
     table.to_csv(out if out is not None else sys.stdout, index=False, float_format="%.4f")
 
 
-def new_method(name: str) -> None:
-    from pedbench.scaffold import create
-
-    print(create("method", name))
-
-
-def new_dataset(name: str) -> None:
-    from pedbench.scaffold import create
 def compare(
     first: str,
     second: str,
@@ -306,6 +312,14 @@ def import_(file: Path, name: str, imported: Path) -> None:
     print(f"{imported / name}: {'unpacked' if new else 'holds this bundle already'}")
 
 
+def new_method(name: str) -> None:
+    from pedbench.scaffold import create
+
+    print(create("method", name))
+
+
+def new_dataset(name: str) -> None:
+    from pedbench.scaffold import create
 
     print(create("dataset", name))
 
@@ -420,6 +434,14 @@ def stats(plan: Path, out: Path) -> None:
     write_stats(folders, manifests, out, **document["comparison"])
 
 
+def cost(plan: Path, weights: Path, threads: int, out: Path) -> None:
+    from pedbench.cost import write_costs
+    from pedbench.devices import own_gpu
+
+    with own_gpu():
+        write_costs(_read_plan(plan)[0], weights, threads, out)
+
+
 def selection(plan: Path, long: Path, weights: Path, threads: int, out: Path) -> None:
     from pedbench.devices import own_gpu
     from pedbench.selection import write_selection
@@ -428,11 +450,21 @@ def selection(plan: Path, long: Path, weights: Path, threads: int, out: Path) ->
         write_selection(_read_plan(plan)[0], long, weights, threads, out)
 
 
-def figures(plan: Path, long: Path, stats: Path, out: Path) -> None:
+def figures(
+    plan: Path, long: Path, stats: Path, cost: Path | None, selection: Path | None, out: Path
+) -> None:
     from pedbench.figures import write_figures
 
     document, *_ = _read_plan(plan)
-    write_figures(long, stats, document, out)
+    write_figures(document, long, stats, cost, selection, out)
+
+
+def pictures(plan: Path, long: Path, weights: Path, out: Path) -> None:
+    from pedbench.devices import own_gpu
+    from pedbench.pictures import write_pictures
+
+    with own_gpu():
+        write_pictures(_read_plan(plan)[0], long, weights, out)
 
 
 def tables(

@@ -1,0 +1,145 @@
+"""What figures are drawn from: the plan and the tables that the other steps wrote."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from pedbench.collect import read_long, select
+from pedbench.contracts import PedbenchError
+from pedbench.manifest import Manifest, read_manifest
+from pedbench.results import Run, display_name, headline, read_run, read_variant
+from pedbench.runs import refusal
+from pedbench.stats import INTERVALS, VS_BASELINE, read_stats
+
+Place = tuple[str, str]  # dataset, split
+Row = tuple[str, str]  # method, variant
+
+
+@dataclass(frozen=True)
+class Material:
+    """``scores`` is the long table in percent; ``intervals`` and ``tests`` are in percent too.
+
+    ``cost`` and ``selection`` may have no rows; ``stats`` is the folder of the statistics.
+    """
+
+    plan: Mapping[str, Any]
+    scores: pd.DataFrame
+    stats: Path
+    intervals: pd.DataFrame
+    tests: pd.DataFrame
+    cost: pd.DataFrame
+    selection: pd.DataFrame
+
+    @classmethod
+    def read(
+        cls,
+        plan: Mapping[str, Any],
+        long: Path,
+        stats: Path,
+        cost: Path | None,
+        selection: Path | None,
+    ) -> Material:
+        scores = read_long(long)
+        return cls(
+            plan,
+            scores.assign(value=100 * scores["value"]),
+            stats,
+            read_stats(stats / INTERVALS),
+            read_stats(stats / VS_BASELINE),
+            read_table(cost),
+            read_table(selection),
+        )
+
+    @cached_property
+    def shown(self) -> list[Mapping[str, Any]]:
+        """The experiments of the tables, in their order, but those that the method refused."""
+        wanted = [e for e in self.plan["experiments"] if e["in_tables"]]
+        return [e for e in wanted if refusal(Path(e["folder"])) is None]
+
+    @property
+    def places(self) -> list[Place]:
+        return list(dict.fromkeys((e["dataset"], e["split"]) for e in self.shown))
+
+    def rows(self, place: Place) -> list[Row]:
+        """What was run there, in the order of the tables."""
+        here = [e for e in self.shown if (e["dataset"], e["split"]) == place]
+        return [(e["method"], e["variant"]) for e in here]
+
+    @property
+    def baseline(self) -> Row | None:
+        method, _, variant = (self.plan["comparison"]["baseline"] or "").partition("/")
+        return (method, variant) if method else None
+
+    @property
+    def metrics(self) -> dict[str, str]:
+        """Label and name of the two metrics of most figures: mA and the protocol's F1."""
+        return {"mA": "mA", "F1": self.f1}
+
+    @cached_property
+    def f1(self) -> str:
+        return headline(read_variant(Path(self.plan["experiments"][0]["folder"]))["protocol"])
+
+    @property
+    def level(self) -> str:
+        """``95 %``: of all confidence intervals."""
+        return f"{100 * (1 - self.plan['comparison']['alpha']):g} %"
+
+    @cached_property
+    def _names(self) -> dict[Row, str]:
+        rows = dict.fromkeys((e["method"], e["variant"]) for e in self.plan["experiments"])
+        names = {row: display_name(*row) for row in rows}
+        taken = list(names.values())  # a copied method may have kept its title
+        return {r: n if taken.count(n) == 1 else f"{n} [{'/'.join(r)}]" for r, n in names.items()}
+
+    def name(self, row: Row) -> str:
+        """The display name of a method and variant, different for different ones."""
+        return self._names.get(row) or display_name(*row)
+
+    def manifest(self, dataset: str) -> Manifest:
+        return read_manifest(Path(self.plan["datasets"][dataset]["manifest"]))
+
+    def runs(self, place: Place, row: Row) -> list[Run]:
+        """The seeds of one variant."""
+        key = dict(zip(("dataset", "split", "method", "variant"), (*place, *row), strict=True))
+        (experiment,) = (e for e in self.shown if key.items() <= e.items())
+        folder = Path(experiment["folder"])
+        return [read_run(folder / f"seed{seed}") for seed in experiment["seeds"]]
+
+    def best(self, place: Place) -> Row | None:
+        """The variant with the highest mA on validation images, the baseline aside."""
+        rows = [row for row in self.rows(place) if row != self.baseline]
+        dataset, split = place
+        found = select(
+            self.scores, dataset=dataset, split=split, subset="val", attribute="", metric="mA"
+        )
+        means: Any = found.groupby(["method", "variant"])["value"].mean()
+        return max(rows, key=lambda row: means.get(row, -1.0), default=None)
+
+
+def read_table(path: Path | None) -> pd.DataFrame:
+    """A CSV file of another step, or no rows where there is none.
+
+    Raises PedbenchError when it is damaged.
+    """
+    if path is None or not path.is_file():
+        return pd.DataFrame()
+    try:
+        return pd.read_csv(path)
+    except ValueError as error:
+        raise PedbenchError(f"{path}: not readable ({error}); delete it and run again") from error
+
+
+def words(place: Place) -> str:
+    """``synthetic_a, zero-shot split``."""
+    dataset, split = place
+    return f"{dataset}, {split.replace('_', '-')} split"
+
+
+def stem(name: str, place: Place) -> str:
+    return "_".join((name, *place))
