@@ -28,7 +28,7 @@ def test_default_config_comes_from_the_profile(checkout):
     assert found["train"] == len(plan.batches) and found["resolve"] == len(plan.experiments)
     for rule in ("plan", "weights", "score", "collect", "stats", "figures", "track", "tables"):
         assert found[rule] == 1, rule
-    assert found["manifest"] == 2 and "pretrain" not in found
+    assert found["pictures"] == 1 and found["manifest"] == 2 and "pretrain" not in found
 
 
 def test_another_config_replaces_the_default(checkout):

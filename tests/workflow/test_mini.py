@@ -60,7 +60,7 @@ def test_from_empty_to_latex(mini):
     assert set(long.loc[long["method"] == "linear_probe", "seed"]) == {0, 1}
     assert set(long.loc[long["method"] == "zero_shot", "seed"]) == {0}
     assert set(long["subset"]) == {"val", "test"}
-    for output in ("stats", "figures", "mlflow.json"):
+    for output in ("stats", "figures", "pictures/captions.json", "mlflow.json"):
         assert (results / output).exists(), output
 
 
@@ -81,7 +81,8 @@ def state(folder: Path) -> dict[str, tuple[int, bytes]]:
 
 
 SEED = "runs/synthetic_a/standard/linear_probe/default/seed1"
-AFTER_RUNS = ("scored.json", "long.parquet", "mlflow", "stats/", "figures/", "tables/", "logs/")
+AFTER_RUNS = ("scored.json", "long.parquet", "mlflow", "stats/", "figures/")
+AFTER_RUNS += ("pictures/", "tables/", "logs/")
 
 
 @pytest.mark.parametrize(
@@ -89,12 +90,12 @@ AFTER_RUNS = ("scored.json", "long.parquet", "mlflow", "stats/", "figures/", "ta
     [
         (
             SEED,
-            {"train", "score", "collect", "stats", "track", "figures", "tables"},
+            {"train", "score", "collect", "stats", "track", "figures", "pictures", "tables"},
             (f"{SEED}/", SEED.replace("seed1", "seeds0-1.done.json"), *AFTER_RUNS),
         ),
         (
             f"{SEED}/scores.test.json",
-            {"score", "collect", "stats", "track", "figures", "tables"},
+            {"score", "collect", "stats", "track", "figures", "pictures", "tables"},
             (f"{SEED}/scores.test.json", *AFTER_RUNS),
         ),
         ("figures", {"figures", "tables"}, ("figures/", "tables/", "logs/")),

@@ -83,6 +83,25 @@ rule figures:
         " --out {output} > {log} 2>&1"
 
 
+rule pictures:
+    input:
+        plan=f"{RESULTS}/plan.json",
+        scores=f"{RESULTS}/scored.json",
+        long=f"{RESULTS}/long.parquet",
+        weights=f"{RESULTS}/weights/{PLAN.config['backbone']}.json",
+    output:
+        directory(f"{RESULTS}/pictures"),
+    log:
+        f"{RESULTS}/logs/pictures.log",
+    conda:
+        "../envs/pedbench.yaml"
+    resources:
+        gpu=min(1, GPUS),
+    shell:
+        "pedbench pictures --plan {input.plan} --long {input.long} --weights {input.weights}"
+        " --out {output} > {log} 2>&1"
+
+
 rule track:
     input:
         plan=f"{RESULTS}/plan.json",
@@ -106,6 +125,7 @@ rule tables:
         stats=f"{RESULTS}/stats",
         selection=f"{RESULTS}/selection.csv",
         figures=f"{RESULTS}/figures",
+        pictures=f"{RESULTS}/pictures",
         track=f"{RESULTS}/mlflow.json",
         texts=inputs_of_tables,
     output:
