@@ -8,11 +8,18 @@ import pytest
 from helpers import fake_results
 from statsmodels.stats.multitest import multipletests
 
-from pedbench import stats
 from pedbench.contracts import PedbenchError
 from pedbench.manifest import read_manifest
 from pedbench.results import read_predictions, read_runs
-from pedbench.stats import ALL_PAIRS, INTERVALS, VS_BASELINE, Sample, read_stats, write_stats
+from pedbench.stats import (
+    ALL_PAIRS,
+    INTERVALS,
+    VS_BASELINE,
+    Sample,
+    bootstrap,
+    read_stats,
+    write_stats,
+)
 from pedbench.tasks import par
 
 BASELINE = "linear_probe/default"
@@ -34,9 +41,9 @@ def rejections(skill, runs, rng):
     found = 0
     for _ in range(runs):
         shared = rng.normal(size=150)
-        parts = list(stats.draw(np.arange(150), 300, rng))
+        parts = list(bootstrap.draw(np.arange(150), 300, rng))
         a, b = (sample(rng, shared, s, parts) for s in (0.0, skill))
-        found += stats.difference(a, b).p < 0.05
+        found += bootstrap.difference(a, b).p < 0.05
     return found
 
 
@@ -53,19 +60,19 @@ def test_ignoring_the_seeds_would_be_anticonservative():
     rng, found = np.random.default_rng(3), 0
     for _ in range(200):
         shared = rng.normal(size=150)
-        parts = list(stats.draw(np.arange(150), 300, rng))
+        parts = list(bootstrap.draw(np.arange(150), 300, rng))
         a, b = (sample(rng, shared, 0.0, parts, seed_sd=0.5) for _ in range(2))
-        test = stats.difference(a, b)
+        test = bootstrap.difference(a, b)
         found += abs(test.value) / test.se_images > 1.96
     assert found / 200 > 0.10
 
 
 def test_seeds_are_paired_and_a_single_run_with_every_seed():
-    assert stats.pair_seeds([0, 1, 2], [1, 2, 3]) == [(1, 1), (2, 2)]
-    assert stats.pair_seeds([0], [0, 1, 2]) == [(0, 0), (0, 1), (0, 2)]
-    assert stats.pair_seeds([0, 1], [5]) == [(0, 5), (1, 5)]
+    assert bootstrap.pair_seeds([0, 1, 2], [1, 2, 3]) == [(1, 1), (2, 2)]
+    assert bootstrap.pair_seeds([0], [0, 1, 2]) == [(0, 0), (0, 1), (0, 2)]
+    assert bootstrap.pair_seeds([0, 1], [5]) == [(0, 5), (1, 5)]
     with pytest.raises(PedbenchError, match="cannot be paired"):
-        stats.pair_seeds([0, 1], [2, 3])
+        bootstrap.pair_seeds([0, 1], [2, 3])
 
 
 def test_pairing_removes_what_the_seeds_share():
@@ -73,7 +80,7 @@ def test_pairing_removes_what_the_seeds_share():
     noise = {s: rng.normal(size=500) for s in range(3)}
     a = Sample({0: 1.0, 1: 5.0, 2: 9.0}, {s: noise[s] + v for s, v in enumerate((1, 5, 9))})
     b = Sample({0: 0.5, 1: 4.5, 2: 8.5}, {s: noise[s] + v for s, v in enumerate((0.5, 4.5, 8.5))})
-    test = stats.difference(a, b)
+    test = bootstrap.difference(a, b)
     assert test.value == pytest.approx(0.5)
     assert test.se_seeds == pytest.approx(0, abs=1e-12)
     assert test.p < 1e-6
@@ -81,12 +88,12 @@ def test_pairing_removes_what_the_seeds_share():
 
 def test_identical_predictions_do_not_differ():
     a = Sample({0: 0.5}, {0: np.full(10, 0.5)})
-    assert stats.difference(a, a).p == 1.0
+    assert bootstrap.difference(a, a).p == 1.0
 
 
 def test_estimate_by_hand():
     values, resampled = [1.0, 2.0, 6.0], [np.array([0.0, 2.0]), np.array([1.0, 3.0]), np.zeros(2)]
-    found = stats.estimate(values, resampled, 0.05)
+    found = bootstrap.estimate(values, resampled, 0.05)
     images, between = np.var([1 / 3, 5 / 3], ddof=1), np.var(values, ddof=1) / 3
     assert found.value == 3.0
     assert found.se_images**2 == pytest.approx(images)
@@ -97,19 +104,19 @@ def test_estimate_by_hand():
 
 def test_weights_draw_whole_identities():
     identity = np.array([7, 7, 3, 3, 3, -1, -1])
-    units = stats.units_of(identity, "identity")
+    units = bootstrap.units_of(identity, "identity")
     assert len(set(units)) == 4
     assert units[0] == units[1] and units[2] == units[4] and units[5] != units[6]
-    first, rest = stats.draw(units, 50, np.random.default_rng(0))
+    first, rest = bootstrap.draw(units, 50, np.random.default_rng(0))
     assert (first == 1).all() and rest.shape == (50, 7)
     assert (rest[:, 0] == rest[:, 1]).all() and (rest[:, 2] == rest[:, 4]).all()
     assert (rest[:, [0, 2, 5, 6]].sum(1) == 4).all()
-    assert (stats.units_of(identity, "image") == np.arange(7)).all()
+    assert (bootstrap.units_of(identity, "image") == np.arange(7)).all()
 
 
 def test_chunks_hold_the_asked_number_of_resamples(monkeypatch):
-    monkeypatch.setattr(stats, "CHUNK", 70)
-    parts = list(stats.draw(np.arange(10), 25, np.random.default_rng(0)))
+    monkeypatch.setattr(bootstrap, "CHUNK", 70)
+    parts = list(bootstrap.draw(np.arange(10), 25, np.random.default_rng(0)))
     assert [len(part) for part in parts] == [1, 7, 7, 7, 4]
     assert (np.concatenate(parts).sum(1) == 10).all()
 
@@ -174,7 +181,7 @@ def test_an_identity_bootstrap_is_wider_when_images_of_one_repeat(tmp_path):
     correct = np.repeat(np.random.default_rng(0).random(100) < 0.7, 2).astype(float)
     spread = {}
     for unit in ("image", "identity"):
-        units = stats.units_of(np.arange(200) // 2, unit)
-        _, *parts = stats.draw(units, 2000, np.random.default_rng(1))
+        units = bootstrap.units_of(np.arange(200) // 2, unit)
+        _, *parts = bootstrap.draw(units, 2000, np.random.default_rng(1))
         spread[unit] = np.concatenate([part @ correct / 200 for part in parts]).std()
     assert spread["identity"] / spread["image"] == pytest.approx(np.sqrt(2), rel=0.1)

@@ -1,0 +1,207 @@
+"""Confidence intervals and tests from a paired bootstrap of the images, with seeds as variance."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.random import Generator
+from numpy.typing import NDArray
+from scipy.stats import t as student
+from statsmodels.stats.meta_analysis import effectsize_smd
+from statsmodels.stats.multitest import multipletests
+
+from pedbench.contracts import PedbenchError
+
+Floats = NDArray[np.float64]
+Unit = Literal["image", "identity"]
+Variant = tuple[str, str]  # method, variant
+Row = dict[str, Any]
+
+CHUNK = 2_000_000  # weights (resamples x images) held at once
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One metric of one variant, by seed: ``value`` on the test subset, ``resampled (R,)``.
+
+    For a metric of each attribute they have the shapes ``(A,)`` and ``(R, A)``.
+    """
+
+    value: dict[int, Any]
+    resampled: dict[int, Floats]
+
+
+Samples = Mapping[str, Mapping[Variant, Sample]]  # by metric, then variant
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over seeds with its confidence interval, and the p-value of "it is zero".
+
+    Numbers, or arrays ``(A,)`` when estimated for each attribute.
+    """
+
+    value: Any
+    ci_low: Any
+    ci_high: Any
+    se_images: Any
+    se_seeds: Any
+    df: Any
+    p: Any
+    seeds: int
+
+
+def units_of(identity: np.ndarray, unit: Unit) -> np.ndarray:
+    """Number of the sampling unit of each image ``(M,)``; an unknown identity (-1) is one unit
+    per image."""
+    images = np.arange(len(identity))
+    if unit == "image":
+        return images
+    own = np.where(identity < 0, -1 - images, identity)
+    _, numbers = np.unique(own, return_inverse=True)
+    return numbers
+
+
+def draw(units: np.ndarray, resamples: int, rng: Generator) -> Iterator[Floats]:
+    """How often each resample holds each image: parts ``(r, M)`` of ``(1 + resamples, M)``.
+
+    The first row is all ones, the sample itself. Units are drawn with replacement, all images of
+    a unit together.
+    """
+    yield np.ones((1, len(units)))
+    count = units.max() + 1
+    for size in chunks(resamples, len(units)):
+        yield rng.multinomial(count, np.full(count, 1 / count), size)[:, units].astype(np.float64)
+
+
+def chunks(resamples: int, images: int) -> Iterator[int]:
+    """Numbers of resamples that are worked on at a time."""
+    step = max(1, CHUNK // images)
+    for done in range(0, resamples, step):
+        yield min(step, resamples - done)
+
+
+def intervals(samples: Samples, baseline: Variant | None, alpha: float) -> list[Row]:
+    """One row for each metric and variant: its value, its difference to the baseline, and their
+    confidence intervals; no difference where there is no baseline and for the baseline itself."""
+    rows = []
+    for metric, by_variant in samples.items():
+        base = by_variant.get(baseline) if baseline else None
+        for (method, variant), s in sorted(by_variant.items()):
+            seeds = sorted(s.value)
+            of = estimate([s.value[i] for i in seeds], [s.resampled[i] for i in seeds], alpha)
+            row = {"metric": metric, "method": method, "variant": variant, **asdict(of)}
+            if base and (method, variant) != baseline:
+                delta = difference(s, base, alpha)
+                row |= {"difference": delta.value, "difference_low": delta.ci_low}
+                row |= {"difference_high": delta.ci_high}
+            rows.append(row)
+    return rows
+
+
+def family(samples: Samples, pairs: Sequence[tuple[Variant, Variant]], alpha: float) -> list[Row]:
+    """One row for each metric and pair: their difference; Holm's correction over all of them."""
+    tests = [(m, a, b, difference(s[a], s[b], alpha)) for m, s in samples.items() for a, b in pairs]
+    if not tests:
+        return []
+    p = [test.p for *_, test in tests]
+    significant, p_holm = map(np.asarray, multipletests(p, alpha, method="holm")[:2])
+    return [
+        {
+            "metric": metric,
+            "method": a[0],
+            "variant": a[1],
+            "against_method": b[0],
+            "against_variant": b[1],
+            **asdict(test),
+            "difference": test.value,
+            "p_holm": float(p_holm[i]),
+            "significant": bool(significant[i]),
+            "family": len(tests),
+            **effects(samples[metric][a], samples[metric][b]),
+        }
+        for i, (metric, a, b, test) in enumerate(tests)
+    ]
+
+
+def difference(a: Sample, b: Sample, alpha: float = 0.05) -> Estimate:
+    """The mean over seeds of ``a - b``, seed paired with seed."""
+    pairs = pair_seeds(sorted(a.value), sorted(b.value))
+    values = [a.value[i] - b.value[j] for i, j in pairs]
+    return estimate(values, [a.resampled[i] - b.resampled[j] for i, j in pairs], alpha)
+
+
+def estimate(values: Sequence[Any], resampled: Sequence[Floats], alpha: float) -> Estimate:
+    """The mean of S ``values``, one per seed, each with its R resamples over the images.
+
+    The squared standard error is the variance of the mean over the resampled images plus the
+    variance between seeds divided by S; the reference is the t distribution with Satterthwaite's
+    degrees of freedom. With one seed only the images vary. Resamples in which the metric is
+    undefined (no positive was drawn) are left out.
+    """
+    seeds = len(values)
+    mean = np.mean(values, axis=0)
+    drawn = np.mean(resampled, axis=0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        images = _variance(drawn)
+        between = np.var(values, axis=0, ddof=1) / seeds if seeds > 1 else np.zeros_like(mean)
+        se = np.sqrt(images + between)
+        df = (images + between) ** 2 / between**2 * (seeds - 1) if seeds > 1 else np.inf + between
+        p = np.where(se > 0, 2 * student.sf(abs(mean) / se, df), np.where(mean == 0, 1.0, 0.0))
+    df = np.where(between > 0, df, np.inf)
+    half = student.ppf(1 - alpha / 2, df) * se
+    undefined = np.isnan(mean + se)
+    found = (mean, mean - half, mean + half, np.sqrt(images), np.sqrt(between), df, p)
+    return Estimate(*(np.where(undefined, np.nan, x)[()] for x in found), seeds=seeds)
+
+
+def effects(a: Sample, b: Sample) -> Row:
+    """How large ``a - b`` is beside its difference in points.
+
+    ``superiority``: the probability that a run of ``a`` scores above a run of ``b``, over all
+    pairs of their seeds, ties half. ``share_above``: the share of resamples in which ``a`` is
+    above ``b`` on average over the seeds, ties half. ``hedges_g``: the difference in pooled
+    standard deviations between seeds, bias-corrected (Hedges, 1981); NaN unless both have several
+    seeds that differ.
+    """
+    x, y = (np.array([s.value[i] for i in sorted(s.value)]) for s in (a, b))
+    pairs = pair_seeds(sorted(a.value), sorted(b.value))
+    drawn = np.mean([a.resampled[i] - b.resampled[j] for i, j in pairs], axis=0)
+    g = np.nan
+    if min(len(x), len(y)) > 1 and x.std() + y.std() > 0:
+        sizes = (x.mean(), x.std(ddof=1), len(x), y.mean(), y.std(ddof=1), len(y))
+        g = effectsize_smd(*sizes)[0]
+    return {
+        "superiority": float((np.sign(x[:, None] - y) + 1).mean() / 2),
+        "share_above": float((np.sign(drawn) + 1).mean() / 2),
+        "hedges_g": float(g),
+    }
+
+
+def pair_seeds(a: Sequence[int], b: Sequence[int]) -> list[tuple[int, int]]:
+    """Equal seeds in pairs; a method of one run is paired with every seed of the other.
+
+    Raises PedbenchError when no seed is common.
+    """
+    if len(a) == 1 or len(b) == 1:
+        return [(i, j) for i in a for j in b]
+    common = sorted(set(a) & set(b))
+    if not common:
+        raise PedbenchError(
+            f"methods with the seeds {list(a)} and {list(b)} cannot be paired: run both with the "
+            "same 'seeds' in the config"
+        )
+    return [(seed, seed) for seed in common]
+
+
+def _variance(drawn: Floats) -> Any:
+    """Over the first axis, NaN left out; NaN with fewer than two numbers."""
+    defined = ~np.isnan(drawn)
+    if defined.all():
+        return drawn.var(axis=0, ddof=1)
+    count = defined.sum(axis=0)
+    centred = np.where(defined, drawn - np.nansum(drawn, axis=0) / count, 0.0)
+    return (centred**2).sum(axis=0) / np.where(count > 1, count - 1, np.nan)

@@ -1,0 +1,275 @@
+"""From kept predictions to ``results/stats/``: a CSV file for each question, in percent."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import combinations, groupby, permutations
+from pathlib import Path
+from zlib import crc32
+
+import numpy as np
+import pandas as pd
+from numpy.random import Generator
+from statsmodels.stats.multitest import multipletests
+
+from pedbench.collect import check_comparable
+from pedbench.contracts import PedbenchError
+from pedbench.files import write_text
+from pedbench.manifest import Manifest, read_manifest
+from pedbench.results import Predictions, Run, headline, read_predictions, read_runs
+from pedbench.stats import ranks
+from pedbench.stats.bootstrap import (
+    Floats,
+    Row,
+    Sample,
+    Samples,
+    Unit,
+    Variant,
+    difference,
+    draw,
+    family,
+    intervals,
+    units_of,
+)
+from pedbench.stats.permutation import permutation
+from pedbench.tasks import par
+
+INTERVALS, VS_BASELINE, ALL_PAIRS = "intervals.csv", "vs_baseline.csv", "all_pairs.csv"
+ATTRIBUTES, WILCOXON, FRIEDMAN = "attributes.csv", "wilcoxon.csv", "friedman.csv"
+RANKS, POSTHOC = "ranks.csv", "posthoc.csv"
+PAIR = ("metric", "method", "variant", "against_method", "against_variant")
+TEST = (
+    *("dataset", "split", *PAIR, "difference", "ci_low", "ci_high", "se_images", "se_seeds", "df"),
+    *("seeds", "p", "p_holm", "significant", "family", "unit", "resamples"),
+)
+EFFECTS = ("superiority", "share_above", "hedges_g")
+COLUMNS = {
+    INTERVALS: (
+        *("dataset", "split", "metric", "method", "variant", "value", "ci_low", "ci_high"),
+        *("se_images", "se_seeds", "df", "seeds", "unit", "resamples"),
+        *("difference", "difference_low", "difference_high"),
+    ),
+    VS_BASELINE: (*TEST, "p_permutation", *EFFECTS),
+    ALL_PAIRS: (*TEST, *EFFECTS),
+    ATTRIBUTES: (
+        *("dataset", "split", "metric", "method", "variant", "attribute", "train_ratio", "value"),
+        *("difference", "ci_low", "ci_high"),
+    ),
+    WILCOXON: (
+        *(*PAIR, "blocks", "median", "statistic", "p", "floor", "p_holm", "family"),
+        *("places", "p_places", "floor_places"),
+    ),
+    FRIEDMAN: ("metric", "statistic", "p", "blocks", "treatments", "places", "p_places"),
+    RANKS: ("metric", "method", "variant", "mean_rank", "blocks"),
+    POSTHOC: (*PAIR, "p"),
+}
+BY_ATTRIBUTE = ("AP", "mA")
+Files = Mapping[str, list[Row]]
+
+
+def write_stats(
+    folders: Iterable[Path],
+    manifests: Mapping[str, Path],
+    out: Path,
+    *,
+    baseline: str | None,
+    metrics: Sequence[str] = ("mA", "F1"),
+    alpha: float = 0.05,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> None:
+    """Analyse the runs of ``folders`` on the test subset and write the files of ``COLUMNS``.
+
+    ``baseline`` is "method/variant"; where it was not run nothing is compared with it. Tests are
+    of ``metrics``, those of ``par.RESAMPLED`` or "F1" for the protocol's definition; intervals
+    are of all metrics.
+    """
+    files: Files = {name: [] for name in COLUMNS}
+    base: Variant | None = tuple(baseline.split("/")) if baseline else None  # type: ignore
+    values: dict[str, dict[str, dict[Variant, Mapping[int, float]]]] = {m: {} for m in metrics}
+    for (dataset, split), group in groupby(read_runs(folders), lambda r: (r.dataset, r.split)):
+        runs = list(group)
+        check_comparable(runs)
+        manifest = read_manifest(Path(manifests[dataset]))
+        found = compare_place(runs, manifest, base, metrics, alpha, resamples, seed, files)
+        for metric in metrics:
+            by_variant = found[metric].items()
+            values[metric][f"{dataset}/{split}"] = {v: s.value for v, s in by_variant}
+    for metric in metrics if files[INTERVALS] else ():
+        compare_blocks(metric, ranks.blocks(values[metric]), base, files)
+    correct(files[WILCOXON], alpha)
+    for name, rows in files.items():
+        table = pd.DataFrame(rows, columns=COLUMNS[name])
+        write_text(out / name, table.to_csv(index=False, float_format="%.8g"))
+
+
+def read_stats(path: Path) -> pd.DataFrame:
+    """One of the CSV files of ``write_stats``; it may have no rows."""
+    try:
+        rows = pd.read_csv(path, keep_default_na=False, na_values=[""])
+    except (OSError, ValueError) as error:
+        raise PedbenchError(f"{path}: not readable ({error}); delete it and run again") from error
+    return rows.astype({"significant": bool}) if "significant" in rows else rows
+
+
+def compare_place(
+    runs: Sequence[Run],
+    manifest: Manifest,
+    baseline: Variant | None,
+    metrics: Sequence[str],
+    alpha: float,
+    resamples: int,
+    seed: int,
+    files: Files,
+) -> Samples:
+    """Everything within one dataset and split, into ``files``; returns its resampled metrics."""
+    dataset, split, protocol = runs[0].dataset, runs[0].split, runs[0].protocol
+    # Streams of its own for each place: narrowing the run changes no p-value.
+    entropy = [seed, crc32(f"{dataset}/{split}".encode())]
+    unit: Unit = "identity" if split == "zero_shot" else "image"  # about new persons, or not
+    named = {m: headline(protocol) if m == "F1" else m for m in (*metrics, *par.OVERALL)}
+    predictions = [read_predictions(run, manifest, "test") for run in runs]
+    every = by_run(runs, predictions, resamples, unit, np.random.default_rng(entropy), curves=True)
+    samples = samples_of(runs, every, named)
+    declared = {metric: samples[metric] for metric in metrics}
+    variants = sorted({(run.method, run.variant) for run in runs})
+    versus = [(a, b) for b, a in permutations(variants, 2) if b == baseline]
+    tests = family(declared, versus, alpha)
+    if tests and baseline:
+        terms: dict[Variant, dict[int, Floats]] = defaultdict(dict)
+        for run, p in zip(runs, predictions, strict=True):
+            terms[run.method, run.variant][run.seed] = image_terms(run, p)
+        units = units_of(predictions[0].identity, unit)
+        rng = np.random.default_rng([*entropy, 1])
+        p_values = permutation(terms, baseline, units, resamples, rng)
+        for row in tests:
+            swapped = p_values[row["method"], row["variant"]]
+            row["p_permutation"] = swapped[named[row["metric"]]]
+    by_attribute = samples_of(runs, every, {m: f"{m} by attribute" for m in BY_ATTRIBUTE})
+    train = manifest.subset(split, "train")
+    ratios = {a.name: r for a, r in zip(train.attributes, train.positive_ratio(), strict=True)}
+    place = {"dataset": dataset, "split": split, "unit": unit, "resamples": resamples}
+    pairs = list(combinations(variants, 2))
+    for name, rows in (
+        (INTERVALS, intervals(samples, baseline, alpha)),
+        (VS_BASELINE, tests),
+        (ALL_PAIRS, family(declared, pairs, alpha)),
+        (ATTRIBUTES, attribute_rows(by_attribute, baseline, ratios, alpha)),
+    ):
+        files[name].extend(place | row for row in rows)
+    return samples
+
+
+def compare_blocks(
+    metric: str, table: pd.DataFrame, baseline: Variant | None, files: Files
+) -> None:
+    """Everything over places and seeds, into ``files``; ``table`` as in ``ranks``."""
+    for variant in table if baseline and baseline in table else ():
+        if variant != baseline and table[[variant, baseline]].dropna().size:
+            assert baseline is not None
+            pair = named_pair(metric, variant, baseline)
+            files[WILCOXON].append(pair | ranks.wilcoxon(table, variant, baseline))
+    table = ranks.complete(table)
+    statistic, p = ranks.friedman(table)
+    if np.isnan(p):
+        return
+    places = ranks.by_place(table)
+    count = {"metric": metric, "blocks": len(table)}
+    test = {"statistic": statistic, "p": p, "treatments": table.shape[1]}
+    test |= {"places": len(places), "p_places": ranks.friedman(places)[1]}
+    files[FRIEDMAN].append(count | test)
+    for (method, variant), rank in ranks.mean_ranks(table).items():  # type: ignore
+        files[RANKS].append(count | {"method": method, "variant": variant, "mean_rank": rank})
+    p_values = ranks.nemenyi(table)
+    for a, b in permutations(table, 2):
+        files[POSTHOC].append(named_pair(metric, a, b) | {"p": p_values.loc[[a], [b]].iat[0, 0]})
+
+
+def correct(rows: list[Row], alpha: float) -> None:
+    """Add Holm's correction over all ``rows``."""
+    if rows:
+        p_holm = np.asarray(multipletests([row["p"] for row in rows], alpha, method="holm")[1])
+        for row, p in zip(rows, p_holm, strict=True):
+            row |= {"p_holm": p, "family": len(rows)}
+
+
+def named_pair(metric: str, a: Variant, b: Variant) -> Row:
+    return dict(zip(PAIR, (metric, *a, *b), strict=True))
+
+
+def resample_runs(
+    runs: Sequence[Run],
+    manifest: Manifest,
+    metrics: Sequence[str],
+    resamples: int,
+    unit: Unit,
+    rng: Generator,
+) -> Samples:
+    """``metrics`` (of ``par.OVERALL``, or "F1") of every run on the same resamples of the test
+    images, in percent."""
+    named = {m: headline(runs[0].protocol) if m == "F1" else m for m in metrics}
+    predictions = [read_predictions(run, manifest, "test") for run in runs]
+    curves = bool({"AP", "AUC"} & set(named.values()))
+    return samples_of(runs, by_run(runs, predictions, resamples, unit, rng, curves), named)
+
+
+def by_run(
+    runs: Sequence[Run],
+    predictions: Sequence[Predictions],
+    resamples: int,
+    unit: Unit,
+    rng: Generator,
+    curves: bool,
+) -> list[dict[str, Floats]]:
+    """Every metric of each run in percent, ``(1 + R,)`` and by attribute ``(1 + R, A)``; the
+    first row is the sample itself. AP and AUC, which cost most, only with ``curves``."""
+    terms = [image_terms(run, p) for run, p in zip(runs, predictions, strict=True)]
+    parts: list[dict[str, list[Floats]]] = [defaultdict(list) for _ in runs]
+    for weights in draw(units_of(predictions[0].identity, unit), resamples, rng):
+        for part, term, p in zip(parts, terms, predictions, strict=True):
+            overall, by_attribute = par.of_sums(weights @ term)
+            found = overall | {"mA by attribute": by_attribute["mA"]}
+            if curves:
+                curve = par.resampled_curves(p.probabilities, p.labels, weights)
+                found |= {name: par.mean_defined(values) for name, values in curve.items()}
+                found["AP by attribute"] = curve["AP"]
+            for name, values in found.items():
+                part[name].append(100 * values)
+    return [{name: np.concatenate(v) for name, v in part.items()} for part in parts]
+
+
+def samples_of(
+    runs: Sequence[Run], found: Sequence[Mapping[str, Floats]], named: Mapping[str, str]
+) -> Samples:
+    """The results of ``by_run`` by metric and variant; ``named``: metric -> its name there."""
+    samples: Samples = {metric: defaultdict(lambda: Sample({}, {})) for metric in named}
+    for metric, name in named.items():
+        for run, values in zip(runs, found, strict=True):
+            sample = samples[metric][run.method, run.variant]
+            sample.value[run.seed], sample.resampled[run.seed] = values[name][0], values[name][1:]
+    return samples
+
+
+def image_terms(run: Run, p: Predictions) -> Floats:
+    return par.image_terms(p.probabilities, p.labels, run.protocol["threshold"])
+
+
+def attribute_rows(
+    samples: Samples, baseline: Variant | None, ratios: Mapping[str, float], alpha: float
+) -> list[Row]:
+    """One row for each metric, variant and attribute: the mean over the seeds and, with its
+    interval, the difference to the baseline."""
+    rows = []
+    for metric, by_variant in samples.items():
+        base = by_variant.get(baseline) if baseline else None
+        for (method, variant), sample in sorted(by_variant.items()):
+            columns = {"value": np.mean(list(sample.value.values()), axis=0)}
+            if base and (method, variant) != baseline:
+                of = difference(sample, base, alpha)
+                columns |= {"difference": of.value, "ci_low": of.ci_low, "ci_high": of.ci_high}
+            for a, (attribute, ratio) in enumerate(ratios.items()):
+                row = {"metric": metric, "method": method, "variant": variant}
+                row |= {"attribute": attribute, "train_ratio": ratio}
+                rows.append(row | {name: values[a] for name, values in columns.items()})
+    return rows
