@@ -33,7 +33,7 @@ from pedbench.collect import COLUMNS, read_long
 from pedbench.contracts import PedbenchError
 from pedbench.files import canonical_json, file_sha256, read_json, write_atomic
 from pedbench.manifest import Manifest, read_manifest, write_manifest
-from pedbench.plan import PER_SUBSET, runs_of
+from pedbench.plan import PER_SUBSET, Comparison, runs_of
 from pedbench.results import Run, read_predictions, read_run
 from pedbench.runs import REFUSED, RunFolder
 from pedbench.score import SUBSETS, basis, is_current
@@ -493,6 +493,7 @@ def misfits(folder: Path, index: Document) -> Iterator[str]:
         if pq.read_metadata(path).num_rows > ROWS:
             yield f"{path.relative_to(folder)} has more than {ROWS:,} rows"
     plan = read_plan(folder)
+    Comparison(**plan["comparison"])
     digests = {name: d["manifest_digest"] for name, d in index["datasets"].items()}
     wanted = [f"manifests/{name}.parquet" for name in plan["datasets"]]
     wanted += [f"{path.relative_to(folder)}/config.json" for _, _, path in runs_of(plan)]

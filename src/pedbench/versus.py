@@ -18,7 +18,7 @@ from pedbench.collect import mismatch
 from pedbench.config import DEFAULT
 from pedbench.contracts import PedbenchError
 from pedbench.manifest import Manifest, read_manifest
-from pedbench.plan import runs_of
+from pedbench.plan import Comparison, runs_of
 from pedbench.registry import suggest
 from pedbench.results import Run, headline, read_runs
 from pedbench.stats import Samples, Unit, family, pair_seeds, resample_runs, units_of
@@ -76,9 +76,9 @@ def versus(
     a, b = (read_side(name, results, imported) for name in (first, second))
     if (a.root, a.name) == (b.root, b.name):
         raise PedbenchError(f"compare: both sides are {a.name}; name two variants")
-    settings = (b if b.local and not a.local else a).plan["comparison"]
-    metrics = check_metrics(metrics or settings["metrics"])
-    alpha, resamples = settings["alpha"], settings["resamples"]
+    settings = Comparison(**(b if b.local and not a.local else a).plan["comparison"])
+    metrics = check_metrics(metrics or settings.metrics)
+    alpha, resamples = settings.alpha, settings.resamples
     notes: list[str] = []
     tests: list[Row] = []
     seeds: list[Row] = []
@@ -88,7 +88,7 @@ def versus(
         check_same(a, b, dataset, runs)
         manifest = (b if b.local else a).manifest(dataset)
         unit: Unit = "identity" if split == "zero_shot" else "image"
-        rng = np.random.default_rng([settings["seed"], crc32(place.encode())])  # as in stats
+        rng = np.random.default_rng([settings.seed, crc32(place.encode())])  # as in stats
         samples = resample_runs(runs, manifest, metrics, resamples, unit, rng)
         by_seed = values_of(samples, place)
         identity = manifest.subset(split, "test").rows["identity"].to_numpy()
@@ -98,6 +98,7 @@ def versus(
             tests.append(row | count | dict(zip("ab", np.mean(values, axis=0), strict=True)))
         seeds += by_seed
         notes += [f"{place}: {line}" for line in differing(a, b, place)]
+        notes += unpaired(a, b, place)
     return Versus(a, b, tests, seeds, notes, alpha, resamples)
 
 
@@ -241,6 +242,19 @@ def differing(a: Side, b: Side, place: str) -> list[str]:
         f"{key} {one.get(key, UNKNOWN)} against {other.get(key, UNKNOWN)}"
         for key in sorted({*one, *other})
         if one.get(key) != other.get(key)
+    ]
+
+
+def unpaired(a: Side, b: Side, place: str) -> list[str]:
+    """The seeds that one side alone has; a single run is paired with every seed."""
+    seeds = {side.name: {run.seed for run in side.runs[place]} for side in (a, b)}
+    if min(map(len, seeds.values())) == 1:
+        return []
+    common = set.intersection(*seeds.values())
+    return [
+        f"{place}: seeds {', '.join(map(str, sorted(own - common)))} of {name} left out"
+        for name, own in seeds.items()
+        if own - common
     ]
 
 

@@ -334,6 +334,7 @@ def test_contents_fit_together(bundle, tmp_path):
             ),
             (config, lambda c: c.pop("protocol"), "no 'protocol' in it"),
             ("plan.json", lambda plan: plan.pop("experiments"), "do not fit together"),
+            ("plan.json", lambda plan: plan["comparison"].update(x=1), "do not fit together"),
             ("plan.json", elsewhere, "asks for .*which it does not have"),
         )
     ):

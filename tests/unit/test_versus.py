@@ -190,6 +190,21 @@ def test_other_settings_and_places_are_told(lab, tmp_path):
         compare(other, "lora", "lab:zero_shot")
 
 
+def test_seeds_of_one_side_alone_are_left_out_and_named(lab, tmp_path):
+    """Seed 2 is in the plan of the import, not in ours."""
+    finish(fake_results(tmp_path / "results", skill=SKILL, seeds=(1, 2), images=60))
+    export_bundle(tmp_path / "results", tmp_path / "b.zip", ["lora"])
+    import_bundle(tmp_path / "b.zip", "more", tmp_path)
+    found = versus("lora", "more:lora", lab / "results", tmp_path, ["a/standard"])
+    assert found.notes == [
+        "a/standard: seeds 0 of lora left out",
+        "a/standard: seeds 2 of more:lora left out",
+    ]
+    assert {(s["seed_a"], s["seed_b"]) for s in found.seeds} == {(1, 1)}
+    assert "One seed: the test is about these trained weights" in as_text(found)
+    assert versus("zero_shot", "more:lora", lab / "results", tmp_path).notes == []
+
+
 def test_two_imports_need_no_results(lab, tmp_path, monkeypatch, capsys):
     shutil.copytree(lab / "imported", tmp_path / "imported")
     monkeypatch.chdir(tmp_path)
