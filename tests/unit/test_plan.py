@@ -126,6 +126,12 @@ def test_a_sweep_compares_methods_and_may_name_a_setting_of_the_protocol():
 AUDIT = {"dataset": "synthetic_a/standard", "methods": ["linear_probe", "promptpar/global_deep"]}
 
 
+def test_a_checked_config_passes_again():
+    """The rules `plan` and `report` get the config with its defaults."""
+    plan = make_plan(CONFIG)
+    assert make_plan(plan.config).digest == plan.digest
+
+
 def test_released_selection_keeps_the_epochs_of_what_it_names():
     plan = make_plan({**CONFIG, "released_selection": AUDIT})
     kept = [e["method"] for e in plan.as_json()["experiments"] if e["keep_epochs"]]
