@@ -31,6 +31,12 @@ def test_default_config_comes_from_the_profile(checkout):
     assert found["pictures"] == 1 and found["manifest"] == 2 and "pretrain" not in found
 
 
+def test_costs_are_measured_with_nothing_beside_them(checkout):
+    text = checkout.snakemake("-n", "results/tables", cores=3)
+    job = re.search(r"rule cost:.*?threads: (\d+)", text, re.DOTALL)
+    assert job and job[1] == "3"
+
+
 def test_another_config_replaces_the_default(checkout):
     text = checkout.snakemake("-n", "results/smoke/tables", "--configfile", "config/smoke.yaml")
     assert jobs(text)["train"] == 2  # nothing of the default's datasets, methods and sweeps

@@ -1,4 +1,4 @@
-# From all runs to tables: one job each, none of them imports torch.
+# From all runs to tables: one job each. Only cost, selection and pictures import torch.
 
 
 rule score:
@@ -44,6 +44,28 @@ rule stats:
         "pedbench stats --plan {input.plan} --out {output} > {log} 2>&1"
 
 
+rule cost:
+    input:
+        plan=f"{RESULTS}/plan.json",
+        manifests=[source.manifest for source in PLAN.sources.values()],
+        weights=f"{RESULTS}/weights/{PLAN.config['backbone']}.json",
+        runs=markers_of_runs,
+    output:
+        f"{RESULTS}/cost.csv",
+    log:
+        f"{RESULTS}/logs/cost.log",
+    conda:
+        "../envs/pedbench.yaml"
+    threads: workflow.cores or 1  # nothing beside it: it measures time
+    resources:
+        gpu=min(1, GPUS),
+    params:
+        threads=PLAN.config["threads_per_job"],
+    shell:
+        "pedbench cost --plan {input.plan} --weights {input.weights} --threads {params.threads}"
+        " --out {output} > {log} 2>&1"
+
+
 rule selection:
     input:
         plan=f"{RESULTS}/plan.json",
@@ -70,6 +92,7 @@ rule figures:
     input:
         plan=f"{RESULTS}/plan.json",
         long=f"{RESULTS}/long.parquet",
+        cost=f"{RESULTS}/cost.csv",
         selection=f"{RESULTS}/selection.csv",
         stats=f"{RESULTS}/stats",
     output:
@@ -80,6 +103,7 @@ rule figures:
         "../envs/pedbench.yaml"
     shell:
         "pedbench figures --plan {input.plan} --long {input.long} --stats {input.stats}"
+        " --cost {input.cost} --selection {input.selection}"
         " --out {output} > {log} 2>&1"
 
 
@@ -123,6 +147,7 @@ rule tables:
         plan=f"{RESULTS}/plan.json",
         long=f"{RESULTS}/long.parquet",
         stats=f"{RESULTS}/stats",
+        cost=f"{RESULTS}/cost.csv",
         selection=f"{RESULTS}/selection.csv",
         figures=f"{RESULTS}/figures",
         pictures=f"{RESULTS}/pictures",
@@ -136,4 +161,5 @@ rule tables:
         "../envs/pedbench.yaml"
     shell:
         "pedbench tables --plan {input.plan} --long {input.long} --stats {input.stats}"
-        " --figures {input.figures} --out {output} > {log} 2>&1"
+        " --cost {input.cost} --selection {input.selection}"
+        " --figures {input.figures} {input.pictures} --out {output} > {log} 2>&1"
