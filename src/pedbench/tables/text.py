@@ -47,9 +47,14 @@ def caption(
     sentences = [definition.caption] if definition.caption else []
     if shown:
         sentences += [*measured(shown, results), *parameters(definition, shown)]
+        if definition.average:
+            sentences.append("Average: mean over the datasets, seed by seed.")
     sentences += [f"{text}." for key, text in F1_MEANING.items() if key in metrics]
     if published:
-        sentences.append("Published rows stand as printed; none was measured here.")
+        mended = (
+            " (notes.md says where cells were mended)" if any(r.notes for r in published) else ""
+        )
+        sentences.append(f"Published rows stand as printed{mended}; none was measured here.")
         sentences.append(definitions_of(metrics))
     if shown:
         best = "best of ours" if published else "best"
@@ -103,12 +108,14 @@ def marks(tests: pd.DataFrame, alpha: float) -> list[str]:
     if tests.empty:
         return []
     first = tests.iloc[0]
+    units = " or ".join(UNITS[unit] for unit in dict.fromkeys(tests["unit"]))
+    families = " or ".join(str(size) for size in dict.fromkeys(tests["family"]))
     return [
         f"{BETTER} {WORSE}: above or below "
         f"{display_name(first['against_method'], first['against_variant'])} in "
         f"{' or '.join(dict.fromkeys(tests['metric']))} (paired bootstrap of the test "
-        f"{UNITS[first['unit']]}, p < {alpha} after Holm's correction over the {first['family']} "
-        "tests of a dataset and split)."
+        f"{units}, p < {alpha} after Holm's correction over the {families} tests of a dataset and "
+        "split)."
     ]
 
 
