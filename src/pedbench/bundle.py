@@ -257,7 +257,7 @@ def index_of(
     return {
         "format": FORMAT,
         "pedbench": __version__,
-        "commits": sorted({str(e.get("commit")) for e in environments}),
+        "commits": sorted({commit_of(environment) for environment in environments}),
         "protocols": [{"name": n, "version": v} for n, v in sorted(protocols)],
         "datasets": {
             name: {"licence": licence(name), "manifest_digest": digests[name]}
@@ -270,6 +270,11 @@ def index_of(
             for name, content in files.items()
         },
     }
+
+
+def commit_of(environment: Mapping[str, Any]) -> str:
+    """The commit that made a run; as git says it, "-dirty" if files had been changed since."""
+    return f"{environment.get('commit')}{'-dirty' if environment.get('dirty') else ''}"
 
 
 def describe(out: Path, index: Document) -> str:

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 from helpers import fake_results, finish
 
-from pedbench.bundle import INDEX, export_bundle, import_bundle, read_plan, sha256_of
+from pedbench.bundle import INDEX, commit_of, export_bundle, import_bundle, read_plan, sha256_of
 from pedbench.cli import main
 from pedbench.contracts import PedbenchError
 from pedbench.files import canonical_json, read_json, write_json
@@ -107,6 +107,8 @@ def test_a_round_trip_gives_the_same_numbers(results, bundle, tmp_path):
 def test_it_says_what_it_is_and_holds_no_folder_of_its_maker(results, bundle):
     files = contents(bundle)
     index = json.loads(files[INDEX])
+    assert index["commits"] == ["c0ffee"]
+    assert commit_of({"commit": "c0ffee", "dirty": True}) == "c0ffee-dirty"
     assert index["format"] == 1 and index["protocols"] == [{"name": "embedded", "version": "1"}]
     assert (
         index["datasets"]["a"]["manifest_digest"]

@@ -74,6 +74,22 @@ def test_second_invocation_does_nothing(mini):
     assert times(checkout) == before
 
 
+def test_finished_results_are_shared_and_compared(mini, tmp_path):
+    checkout, _ = mini
+    bundle, imported = str(tmp_path / "smoke.zip"), ("--imported", str(tmp_path / "imported"))
+    results = ("--results", str(RESULTS))
+    for command, said in (
+        (("export", *results, "--out", bundle), "3 runs of 2 variants"),
+        (("import", bundle, "--as", "their_lab", *imported), "their_lab: unpacked"),
+        (("compare", "zero_shot", "their_lab:zero_shot", *results, *imported), "are the same in"),
+        (("compare", "linear_probe", "their_lab:zero_shot", *results, *imported), " is above "),
+    ):
+        done = checkout.run("pedbench", *command)
+        assert done.returncode == 0 and said in done.stdout, done.stdout
+    left_out = {"data", "figures", "pictures", "tables", "logs"}
+    assert not left_out & {path.name for path in (tmp_path / "imported/their_lab").iterdir()}
+
+
 def state(folder: Path) -> dict[str, tuple[int, bytes]]:
     """Time and bytes of every file below ``folder``."""
     found = (path for path in folder.rglob("*") if path.is_file())
