@@ -35,7 +35,7 @@ ANYWHERE = (  # the same on every device
     Figure("parameters_allocated", "Allocated", "{:,.0f}"),
     Figure("parameters_trained", "Trained", "{:,.0f}"),
     Figure("parameters_effective", "Effective", "{:,.0f}"),
-    Figure("share_of_full", "% of full", "{:.3g}"),
+    Figure("share_of_full", "% of CLIP", "{:.3g}"),
     Figure("adapter_bytes", "Adapter (kB)", factor=1e-3),
     Figure("gflop_per_image", "GFLOP/image", "{:.4f}"),
 )
@@ -52,13 +52,13 @@ ON_DEVICE = (
 OF_RUNS = Figure(SECONDS, "Training (s)")
 SCORE = Figure(PPT, "PPT", "{:.2f}")
 CAPTION = (
-    "Parameters: those made, those the optimiser holds, and of these the ones that can change an "
-    "output; % of full: trained, as a share of full fine-tuning; adapter: the file that is kept. "
-    "Speed and memory were measured by themselves, without other jobs, after a warm-up: latency of "
-    "one image, images per second at batch sizes 1, 8 and 32. Training: mean over the seeds of the "
-    "runs themselves, which may have shared the machine. PPT = mA exp(-log10(P / C + 1)) with P "
-    "trained parameters and C = 10 million (as we understand V-PETL Bench); mA is that of the runs "
-    "on the same dataset. – : not measured, or nothing to measure."
+    "Parameters: all that the built model holds, those that train, and of these the ones that get a "
+    "gradient; % of CLIP: trained, as a share of the plain backbone's; adapter: the file that is "
+    "kept. Speed and memory were measured apart, one variant after the other; prediction as the "
+    "latency of one image and as images per second at batch sizes 1, 8 and 32. Training time: mean "
+    "over the seeds of the runs, beside other jobs. PPT = mA exp(-log10(P / C + 1)) with P trained "
+    "parameters, C = 10 million and the runs' mA on the same dataset (V-PETL Bench, as we understand "
+    "it). – : not measured, or nothing to measure."
 )
 
 
