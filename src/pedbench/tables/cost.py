@@ -52,13 +52,13 @@ ON_DEVICE = (
 OF_RUNS = Figure(SECONDS, "Training (s)")
 SCORE = Figure(PPT, "PPT", "{:.2f}")
 CAPTION = (
-    "Parameters: all that the built model holds, those that train, and of these the ones that get a "
-    "gradient; % of CLIP: trained, as a share of the plain backbone's; adapter: the file that is "
+    "Parameters: all that the built model holds, those that train, and of these the ones that get "
+    "a gradient; % of CLIP: trained, as a share of the plain backbone's; adapter: the file that is "
     "kept. Speed and memory were measured apart, one variant after the other; prediction as the "
     "latency of one image and as images per second at batch sizes 1, 8 and 32. Training time: mean "
     "over the seeds of the runs, beside other jobs. PPT = mA exp(-log10(P / C + 1)) with P trained "
-    "parameters, C = 10 million and the runs' mA on the same dataset (V-PETL Bench, as we understand "
-    "it). – : not measured, or nothing to measure."
+    "parameters, C = 10 million and the runs' mA on the same dataset (V-PETL Bench, as we "
+    "understand it). – : not measured, or nothing to measure."
 )
 
 
