@@ -8,7 +8,7 @@ precision and recall to `TOLERANCE`; else "unstated".
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from string import Formatter
@@ -53,14 +53,14 @@ class Row:
 
 
 def read_rows(
-    chosen: Selection, metrics: Iterable[str], lead: Iterable[str], where: str
+    chosen: Selection, metrics: Sequence[str], lead: Iterable[str], where: str
 ) -> list[Row]:
     """The published rows by year, else in the CSV's order. Lines on several datasets that agree in
     all that is not a score make one row.
 
     ``lead`` are templates of further texts, ``metrics`` the CSV's columns of scores, of which those
-    that it does not have are left out; "F1" becomes "F1_{definition}". ``where`` names in messages
-    what asked.
+    that it does not have are left out; "F1" becomes "F1_{definition}", and "F1_instance" is an F1
+    of that definition only. ``where`` names in messages what asked.
 
     Raises PedbenchError for an unknown file, column or value and for two lines in one cell.
     """
@@ -76,19 +76,19 @@ def read_rows(
         texts = tuple(template.format_map(line).strip() for template in lead)
         key = (chosen.name.format_map(line), texts, chosen.source.format_map(line), threshold)
         row = rows.setdefault(key, Row(*key))
-        for metric in metrics:
-            if not line.get(metric):
-                continue
-            name = f"F1_{f1}" if metric == "F1" else metric
-            if (place, name) in row.scores:
-                raise PedbenchError(
-                    f"{where}: two lines of {FOLDER}/{chosen.file} are '{row.name}' on "
-                    f"{line['dataset']}; tell them apart with 'where', 'name' or 'columns'"
-                )
-            row.scores[place, name] = line[metric]
+        own = f"F1_{f1}"
+        names = {own: "F1"} if "F1" in metrics or own in metrics else {}
+        names |= {metric: metric for metric in metrics if not metric.startswith("F1")}
+        new = {(place, name): line[column] for name, column in names.items() if line.get(column)}
+        if new.keys() & row.scores.keys():
+            raise PedbenchError(
+                f"{where}: two lines of {FOLDER}/{chosen.file} are '{row.name}' on "
+                f"{line['dataset']}; tell them apart with 'where', 'name' or 'columns'"
+            )
+        row.scores |= new
         if line.get("note"):
             row.notes[place] = line["note"]
-    return list(rows.values())
+    return [row for row in rows.values() if row.scores]
 
 
 def f1_of(line: Line, method: str) -> tuple[str, str]:

@@ -113,6 +113,16 @@ def test_a_row_of_two_definitions_fills_two_columns():
     assert vac.notes["b/s"].startswith("OCR decimal mark repaired")
 
 
+def test_one_definition_of_f1_can_be_asked_for():
+    selection = published.Selection("par_standard.csv", {"PETA": "a/standard"})
+    for metrics in (["F1_instance"], ["F1", "F1_instance"]):
+        rows = published.read_rows(selection, metrics, [], "test")
+        scores = {row.name: row.scores for row in rows}
+        assert scores["VTB"] == {("a/standard", "F1_instance"): "86.71"}
+        harmonic = {("a/standard", "F1_harmonic"): "86.85"}
+        assert scores.get("ALM") == (harmonic if "F1" in metrics else None)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

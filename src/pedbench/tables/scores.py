@@ -91,7 +91,8 @@ def columns_of(
         name = dataset if len(splits) == 1 else place
         name = name if (dataset, split) != AVERAGE else "Average"
         printed = {metric for row in published for at, metric in row.scores if at == place}
-        for metric in _metrics(definition.metrics, results, printed, measured):
+        in_use = _metrics(definition.metrics, results, printed, measured)
+        for metric in dict.fromkeys(in_use):
             label = f"F1 ({F1S[metric]})" if metric in F1S else metric.replace("_", " ")
             group = definition.labels.get(place, name)
             columns.append(Column(group, label, dataset, split, key=metric))
