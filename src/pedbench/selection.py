@@ -27,7 +27,7 @@ from pedbench.manifest import read_manifest
 from pedbench.predict import normalisation
 from pedbench.results import sigmoid
 from pedbench.runs import RunConfig, RunFolder, epoch_file, refusal, run_digest
-from pedbench.tasks.par import INSTANCE, score
+from pedbench.tasks.par import INSTANCE, image_terms, of_sums
 from pedbench.train import Job, Part
 
 KEY = ("dataset", "split", "method", "variant", "seed")
@@ -88,10 +88,11 @@ def score_epochs(job: Job, seed: int, run: RunFolder) -> Scores:
         file = epoch_file(run.epochs, number)
         load_trained(model, {**start, **load_tensors(file)[0]}, file)
         for subset, part in job.evaluated.items():
-            probabilities = sigmoid(predict[subset]())
-            scores = score(probabilities, part.manifest.labels, job.config.protocol.threshold)
+            probabilities, labels = sigmoid(predict[subset]()), part.manifest.labels
+            terms = image_terms(probabilities, labels, job.config.protocol.threshold)
+            scores, _ = of_sums(terms.sum(axis=0, keepdims=True))
             for metric, values in found[subset].items():
-                values[number] = scores[metric]
+                values[number] = scores[metric][0]
     return found
 
 
