@@ -51,7 +51,8 @@ def made_up_costs() -> pd.DataFrame:
 def made_up_selection() -> pd.DataFrame:
     table = pd.DataFrame(ROWS[1:] * 2, columns=KEY).assign(dataset="a", split="standard")
     table = table.assign(seed=[0, 0, 1, 1], metric="mA", last_epoch=[0.5, 0.6, 0.7, 0.8])
-    return table.assign(validation=0.6, released=0.9)
+    table = table.assign(validation=0.6, released=0.9)
+    return pd.concat([table, table.assign(metric="accuracy")])  # which no figure shows
 
 
 @pytest.fixture(scope="module")
@@ -333,6 +334,8 @@ def test_p_values_become_a_symmetric_matrix():
 def test_selection_shows_percent_and_means(material):
     found = selection.means(material.selection).loc["mA", "full", "default"]
     assert found.tolist() == pytest.approx([70, 60, 90])
+    (picture,) = selection.pictures(material)
+    assert [axes.get_xlabel() for axes in picture.figure.axes] == ["mA (%)"]
 
 
 def test_numbers_on_axes():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -73,7 +73,7 @@ def draw(m: Material, table: pd.DataFrame, place: Place, panels: dict[str, str])
     """A number for each method; what the numbers mean is below the panels."""
     names = [f"{n} {m.name(row)}" for n, row in enumerate(table.index, 1)]  # type: ignore[arg-type]
     columns = 2 if max(map(len, names)) > 38 else 3 if max(map(len, names)) > 24 else 4
-    figure = Figure(figsize=(WIDTH, 3.1 + 0.15 * -(-len(names) // columns)))
+    figure = Figure(figsize=(WIDTH, 2.6 + 0.03 * len(names) + 0.15 * -(-len(names) // columns)))
     axes: Any = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     score = table["score"].to_numpy(float)
     for ax, (column, label) in zip(axes, panels.items(), strict=True):
@@ -104,24 +104,24 @@ def draw(m: Material, table: pd.DataFrame, place: Place, panels: dict[str, str])
 
 
 def write_numbers(ax: Any, x: NDArray[Any], y: NDArray[Any]) -> None:
-    """1, 2, ... beside the points, moved up where they would overlap; left of the front, where no
-    other points are, and right of the others."""
-    point = ax.figure.dpi / 72  # in pixels
-    places = ax.transData.transform(np.column_stack([x, y])) / point
-    front = pareto(x, y)
-    written: list[tuple[float, float]] = []
-    for i in np.argsort(y, kind="stable"):
-        if np.isnan(x[i]):
-            continue
+    """1, 2, ... beside the points, as near as no point or number is in the way; left of the front,
+    where no other points are, and right of the others."""
+    places = ax.transData.transform(np.column_stack([x, y])) * 72 / ax.figure.dpi  # in points
+    front, known = pareto(x, y), ~np.isnan(x)
+    taken = [tuple(place) for place in places[known]]
+    for i in np.flatnonzero(known):
         side = -1 if front[i] else 1
         right, up = places[i] + (8 * side, 0)
-        for left, bottom in sorted(written, key=lambda place: place[1]):
-            if abs(left - right) < 9 and abs(bottom - up) < 7:
-                up = bottom + 7
-        written.append((right, up))
-        lift = up - places[i][1]
-        arrow = {"arrowstyle": "-", "linewidth": 0.4, "color": "0.4"} if lift > 5 else None
+        lift = next(k for k in sorted(range(-99, 100), key=abs) if free(taken, right, up + k))
+        taken.append((right, up + lift))
+        arrow = {"arrowstyle": "-", "linewidth": 0.4, "color": "0.4"} if abs(lift) > 5 else None
         offset = {"xytext": (8 * side, lift), "textcoords": "offset points"}
         offset |= {"ha": "center", "va": "center"}
         text = ax.annotate(str(i + 1), (x[i], y[i]), fontsize=6.5, arrowprops=arrow, **offset)
+        text.set_zorder(1.5)  # hides lines, not points
         text.set_path_effects([withStroke(linewidth=2, foreground="white")])
+
+
+def free(taken: Iterable[tuple[float, float]], right: float, up: float) -> bool:
+    """Whether a number has room there; all in points of paper."""
+    return all(abs(right - x) >= 8 or abs(up - y) >= 6.5 for x, y in taken)

@@ -35,10 +35,10 @@ def pictures(m: Material) -> Iterator[Picture]:
             stem("selection", place),
             draw(m, table, place),
             f"Which epoch is reported? {words(place)}",
-            "Test score, mean over the seeds, of the last epoch, of the epoch that is best on "
-            "validation images, and the maximum over the epochs for each metric on the test images "
-            "themselves, as some released code reports. The last is no honest result: it shows how "
-            "much is gained by choosing on the test set.",
+            "Test score, mean over the seeds, of the last epoch, of the epoch with the best mA on "
+            "validation images, and the maximum of each metric over the epochs on the test images "
+            "themselves, as some released code reports. That maximum chooses on the test images, "
+            "so it is no result: it shows how much such a choice flatters.",
             "Training",
         )
 
@@ -51,18 +51,19 @@ def means(table: pd.DataFrame) -> pd.DataFrame:
 
 def draw(m: Material, table: pd.DataFrame, place: Place) -> Figure:
     found = means(table)
-    metrics = list(dict.fromkeys(table["metric"]))
+    there = set(table["metric"])
+    metrics = {label: name for label, name in m.metrics.items() if name in there}
     known = set(zip(table["method"], table["variant"], strict=True))
     rows = [row for row in m.rows(place) if row in known]
     figure = Figure(figsize=(WIDTH, 1.4 + 0.22 * len(rows)))
     axes: Any = figure.subplots(1, len(metrics), sharey=True, squeeze=False)[0]
-    for ax, metric in zip(axes, metrics, strict=True):
+    for ax, (label, metric) in zip(axes, metrics.items(), strict=True):
         here = found.loc[metric].reindex(rows)
         y = range(len(rows))
         ax.hlines(y, here.min(axis=1), here.max(axis=1), color="0.6", linewidth=1.5, zorder=1)
-        for rule, (label, look) in RULES.items():
-            ax.scatter(here[rule], y, label=label, **look)
-        ax.set(xlabel=f"{metric} (%)")
+        for rule, (meaning, look) in RULES.items():
+            ax.scatter(here[rule], y, label=meaning, **look)
+        ax.set(xlabel=f"{label} (%)")
         ax.set_yticks(y, [m.name(row) for row in rows])
     axes[0].set_ylim(len(rows) - 0.5, -0.5)
     handles, labels = axes[0].get_legend_handles_labels()

@@ -41,9 +41,8 @@ def picture(m: Material, sweep: Mapping[str, Any]) -> Picture:
             x = positions(points["value"], lines)
             name = m.name((line["method"], line["base"]))
             ax.plot(x, points["mean"], label=name, **look)
-            ax.fill_between(
-                x, points["ci_low"], points["ci_high"], color=look["color"], alpha=0.2, linewidth=0
-            )
+            band = {"color": look["color"], "alpha": 0.2 if len(lines) == 1 else 0.12}
+            ax.fill_between(x, points["ci_low"], points["ci_high"], linewidth=0, **band)
         if m.baseline in m.rows(place):
             method, variant = m.baseline
             mean = select(values, method=method, variant=variant)["value"].mean()
