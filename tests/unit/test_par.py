@@ -84,6 +84,10 @@ def test_weights_mean_repeated_images(case, data):
         drawn, whole = par.resampled(metric, p, y, weights, 0.5)
         assert drawn == pytest.approx(par.score(p[rows], y[rows])[metric], abs=1e-12, nan_ok=True)
         assert whole == pytest.approx(par.score(p, y)[metric], abs=1e-12, nan_ok=True)
+    for metric, curves in par.resampled_curves(p, y, weights).items():
+        for curve, chosen in zip(curves, (rows, slice(None)), strict=True):
+            expected = par.attribute_metrics(p[chosen], y[chosen])[metric]
+            np.testing.assert_allclose(curve, expected, atol=1e-12)
 
 
 @settings(max_examples=100, deadline=None)

@@ -1,0 +1,133 @@
+"""How often the tests of pedbench.stats tell equal methods apart, and different ones.
+
+    python benchmarks/calibration.py            # the figures of docs/statistics.md, 10 minutes
+
+Methods of one distribution are simulated again and again; a test at 5 % should find a difference
+in at most about 5 % of the repetitions. tests/unit/test_calibration.py runs a part of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+
+import numpy as np
+import pandas as pd
+from numpy.random import Generator
+from scipy.stats import norm
+
+from pedbench.stats import Sample, ranks
+from pedbench.stats.bootstrap import Floats, difference, draw, units_of
+from pedbench.stats.permutation import permutation
+from pedbench.tasks import par
+
+RATIOS = np.array([0.05, 0.1, 0.2, 0.3, 0.4, 0.5])  # positives of each attribute
+Found = dict[str, float]  # p-value of each test
+
+
+def predictions(
+    rng: Generator, labels: np.ndarray, hard: Floats, skill: float, seed_sd: float, seeds: int
+) -> dict[int, Floats]:
+    """`par.image_terms` of every seed of a new method. ``hard (M, A)`` is what makes an image
+    difficult for all; ``seed_sd`` is the effect of a seed on the logits of an attribute."""
+    own, terms = rng.normal(size=labels.shape), {}
+    for seed in range(seeds):
+        noise = rng.normal(size=labels.shape) + 2 * seed_sd * rng.normal(size=labels.shape[1])
+        logits = skill * (2 * labels - 1) + hard + (own + noise) / 2
+        terms[seed] = par.image_terms(logits > 0, labels)
+    return terms
+
+
+def within_place(
+    rng: Generator,
+    gain: float = 0.0,
+    seed_sd: float = 0.2,
+    seeds: tuple[int, int] = (3, 3),
+    images: int = 300,
+    resamples: int = 400,
+) -> Found:
+    """Two methods on one test subset, mA; ``gain`` is the relative skill that b has more."""
+    labels = (rng.random((images, len(RATIOS))) < RATIOS).astype(int)
+    hard, units = rng.normal(size=labels.shape), units_of(np.arange(images), "image")
+    skills = {("a", ""): 1.0, ("b", ""): 1 + gain}
+    terms = {
+        method: predictions(rng, labels, hard, skill, seed_sd, count)
+        for (method, skill), count in zip(skills.items(), seeds, strict=True)
+    }
+    weights = np.concatenate(list(draw(units, resamples, rng)))
+    a, b = (sample(of, weights) for of in terms.values())
+    test = difference(a, b)
+    return {
+        "bootstrap, images and seeds": float(test.p),
+        "bootstrap, images alone": float(2 * norm.sf(abs(test.value) / test.se_images)),
+        "permutation": permutation(terms, ("a", ""), units, resamples, rng)["b", ""]["mA"],
+    }
+
+
+def sample(terms: dict[int, Floats], weights: Floats) -> Sample:
+    values = {seed: par.of_sums(weights @ t)[0]["mA"] for seed, t in terms.items()}
+    return Sample({s: v[0] for s, v in values.items()}, {s: v[1:] for s, v in values.items()})
+
+
+def over_blocks(
+    rng: Generator,
+    gain: float = 0.0,
+    place_sd: float = 0.0,
+    methods: int = 6,
+    places: int = 3,
+    seeds: int = 3,
+) -> Found:
+    """Methods over places and seeds. Scores are normal with the noise of a seed as unit;
+    ``place_sd`` is how much methods differ from place to place around the same mean, ``gain``
+    what the last method has more."""
+    own = place_sd * rng.normal(size=(places, 1, methods))
+    scores = (
+        own + rng.normal(size=(places, seeds, methods)) + gain * (np.arange(methods) == methods - 1)
+    )
+    index = pd.MultiIndex.from_product([range(places), range(seeds)], names=["place", "seed"])
+    columns = pd.MultiIndex.from_tuples([(str(m), "") for m in range(methods)])
+    table = pd.DataFrame(scores.reshape(-1, methods), index, columns)
+    pair = ranks.wilcoxon(table, (str(methods - 1), ""), ("0", ""))
+    by_place, pairs = ranks.by_place(table), ranks.nemenyi(table).to_numpy()
+    return {
+        "Wilcoxon": pair["p"],
+        "Wilcoxon, places": pair["p_places"],
+        "Friedman": ranks.friedman(table)[1],
+        "Friedman, places": ranks.friedman(by_place)[1],
+        "Nemenyi, any pair": pairs.min(),
+        "Nemenyi, first and last": pairs[0, -1],
+    }
+
+
+def rates(
+    simulate: Callable[..., Found], repetitions: int, seed: int, alpha: float = 0.05, **options
+) -> Found:
+    """How often each test of ``simulate`` found p < ``alpha``."""
+    rng = np.random.default_rng(seed)
+    found = pd.DataFrame([simulate(rng, **options) for _ in range(repetitions)])
+    return (found < alpha).mean().to_dict()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--repetitions", type=int, default=800)
+    repetitions = parser.parse_args().repetitions
+    rows = {}
+    for seed_sd in (0.0, 0.2, 0.5, 1.0):
+        rows[f"equal, effect of a seed {seed_sd:g}"] = {"seed_sd": seed_sd}
+    rows["equal, one side a single run"] = {"seeds": (3, 1)}
+    rows |= {f"skill + {100 * gain:g} %": {"gain": gain} for gain in (0.1, 0.2, 0.3)}
+    show("Within a place", within_place, rows, repetitions)
+    rows = {"equal": {}, "equal on average, differing by place": {"place_sd": 1.0}}
+    rows |= {f"last one {gain:g} seed deviations above": {"gain": gain} for gain in (1.0, 2.0)}
+    show("Over 3 places x 3 seeds, 6 methods", over_blocks, rows, repetitions)
+
+
+def show(title: str, simulate: Callable[..., Found], rows: dict[str, dict], repetitions: int):
+    table = {name: rates(simulate, repetitions, 0, **options) for name, options in rows.items()}
+    print(f"\n{title}, share of p < 0.05 in percent\n")
+    print((100 * pd.DataFrame(table).T).round(1).to_string(), flush=True)
+
+
+if __name__ == "__main__":
+    main()

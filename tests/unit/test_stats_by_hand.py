@@ -1,0 +1,85 @@
+"""The code of docs/statistics.md, "By hand", knows no pedbench and gives the same p-values."""
+
+from __future__ import annotations
+
+import re
+import warnings
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers import fake_results
+
+from pedbench.collect import collect, select
+from pedbench.score import score_runs
+from pedbench.stats import FRIEDMAN, POSTHOC, VS_BASELINE, WILCOXON, read_stats, write_stats
+
+DOCS = Path(__file__).parents[2] / "docs" / "statistics.md"
+RESAMPLES = 150
+
+
+@pytest.fixture(scope="module")
+def code() -> list[str]:
+    """The blocks: settings, bootstrap, permutation, Holm, blocks."""
+    section = DOCS.read_text(encoding="utf-8").partition("## By hand")[2]
+    blocks = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+    assert len(blocks) == 5 and "pedbench" not in "".join(blocks)
+    return blocks
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("by_hand")
+    results = fake_results(root, images=60)
+    score_runs(results.folders, results.manifests, root / "scored.json")
+    collect(results.folders, root / "long.parquet")
+    arguments: dict[str, Any] = {"baseline": "linear_probe/default", "resamples": RESAMPLES}
+    write_stats(results.folders, results.manifests, root / "stats", **arguments)
+    return root
+
+
+def settings(code: list[str], root: Path, row: dict[str, Any]) -> dict[str, Any]:
+    """What the first block defines, for this row of vs_baseline.csv."""
+    names: dict[str, Any] = {}
+    exec(code[0], names)
+    place = f"{row['dataset']}/{row['split']}"
+    wanted = {k: row[k] for k in ("dataset", "split", "metric")} | {"results": root}
+    wanted |= {"a": f"{row['method']}/{row['variant']}", "resamples": RESAMPLES}
+    wanted |= {"stream": [0, zlib.crc32(place.encode())]}
+    single = len(list((root / "runs" / place / wanted["a"]).glob("seed*"))) == 1
+    wanted |= {"pairs": [(0, 0), (0, 1), (0, 2)] if single else [(0, 0), (1, 1), (2, 2)]}
+    assert wanted.keys() < names.keys()
+    return names | wanted
+
+
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # a draw without positives
+def test_every_p_value_against_the_baseline(code, root):
+    tests = read_stats(root / "stats" / VS_BASELINE)
+    assert set(tests["unit"]) == {"image", "identity"} and len(tests) == 12
+    for row in tests.to_dict("records"):
+        names = settings(code, root, row)  # type: ignore[arg-type]
+        exec(code[1] + code[2], names)
+        for column in ("difference", "se_images", "se_seeds", "p", "p_permutation"):
+            assert names[column] == pytest.approx(row[column], rel=1e-6), (row, column)
+        exec(code[3], names)
+        place = tests.query(f"split == '{row['split']}'")
+        np.testing.assert_allclose(names["p_holm"], place["p_holm"], rtol=1e-6)
+
+
+@pytest.mark.parametrize("metric", ["mA", "F1"])
+def test_p_values_over_blocks(code, root, metric):
+    row = {"dataset": "a", "split": "standard", "metric": metric}
+    names = settings(code, root, row | {"method": "full", "variant": "default"})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        exec(code[4], names)
+    stats = {n: read_stats(root / "stats" / n) for n in (WILCOXON, FRIEDMAN, POSTHOC)}
+    chosen = {name: select(table, metric=metric) for name, table in stats.items()}
+    wilcoxon = chosen[WILCOXON].query("method == 'full'")["p"].item()
+    assert names["p_wilcoxon"] == pytest.approx(wilcoxon, rel=1e-6)
+    assert names["p_friedman"] == pytest.approx(chosen[FRIEDMAN]["p"].item(), rel=1e-6)
+    nemenyi = names["p_nemenyi"].to_numpy()
+    upper = nemenyi[~np.eye(len(nemenyi), dtype=bool)]
+    np.testing.assert_allclose(upper, chosen[POSTHOC]["p"], rtol=1e-6)
