@@ -168,17 +168,18 @@ def examples(place: Place) -> Picture:
     guesses = np.stack([predicted(e, place.manifest) for e in variants])
     errors = ((guesses[0] != labels) & (labels != UNKNOWN)).sum(1)
     few, many = extremes(errors, place.shuffled())
-    rows = {"Fewest errors of 1": few, "Most errors of 1": many}
+    rows = {f"Fewest errors of {name_of(variants[0])}": few}
+    rows[f"Most errors of {name_of(variants[0])}"] = many
     figure = example_figure(place, variants, guesses, rows)
     return Picture(
         f"examples_{place.dataset}_{place.split}",
         figure,
         f"Predicted attributes, {place.name}",
-        "Test pictures with the attributes that they have or that a method gives them. Above the "
-        f"{len(few)} pictures with the fewest errors of {name_of(variants[0])}, the best by "
-        f"validation mA, below the {len(many)} with the most; ties are broken at random, with the "
-        "seed of the comparison. One run each, its first seed. Attributes that nobody could label "
-        "are left out.",
+        "Test pictures with the attributes that they have or, in italics, that a method gives them "
+        f"wrongly. Above the {len(few)} pictures with the fewest errors of {name_of(variants[0])}, "
+        f"the best by validation mA, below the {len(many)} with the most; ties are broken at "
+        "random, with the seed of the comparison. One run each, its first seed. Attributes that "
+        "nobody could label are left out.",
         CATEGORY,
     )
 
@@ -438,7 +439,7 @@ def overlay(picture: Tensor, values: np.ndarray | None) -> np.ndarray:
     smooth = np.clip(np.asarray(scaled.resize(size, Image.Resampling.BICUBIC)), 0, 1)
     colours = matplotlib.colormaps["inferno"](smooth)[..., :3]
     grey = picture.float().mean(0).numpy()[..., None] / 255
-    return np.clip(0.35 * grey + 0.65 * colours, 0, 1)
+    return 1 - (1 - 0.5 * grey) * (1 - 0.9 * colours)  # neither hides the other
 
 
 def cell(figure: Figure, left: float, top: float, width: float, height: float) -> Axes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
@@ -17,6 +18,7 @@ from pedbench.config import protocol_of, read_protocol, read_variants, resolve
 from pedbench.contracts import BaseMethod, Batch, Output, Task
 from pedbench.data import Images, normalise
 from pedbench.engine import Fit, TrainingSet, as_output
+from pedbench.maps import relevance, responses
 from pedbench.nn.backbone import Backbone
 from pedbench.predict import normalisation
 
@@ -98,6 +100,25 @@ def setting(request, backbone, manifest):
 
 every = pytest.mark.parametrize("setting", CASES, indirect=True, ids="/".join)
 trained = pytest.mark.parametrize("setting", TRAINED, indirect=True, ids="/".join)
+
+
+@every
+def test_maps_of_where_it_looks_need_nothing_of_a_method(setting):
+    model, size, patch = setting.build().eval(), setting.backbone.image_size, setting.backbone.patch
+    pictures = torch.randint(0, 256, (2, 3, *size), dtype=torch.uint8)
+
+    @torch.no_grad()
+    def predict(pictures):
+        return model(normalise(pictures, setting.mean, setting.std)).logits.numpy()
+
+    before, inside = predict(pictures), []
+    found = responses(model, lambda: inside.append(predict(pictures)))
+    assert all(np.array_equal(logits, before) for logits in (*inside, predict(pictures)))
+    for response in found:
+        assert response.maps.shape == (2, *setting.backbone.grid)
+        assert (response.maps >= 0).all() and (response.maps.sum((1, 2)) < 1 + 1e-4).all()
+    logits, falls = relevance(predict, pictures[0], patch)
+    assert falls.shape == (len(logits), *setting.backbone.grid) and np.isfinite(falls).all()
 
 
 @every
