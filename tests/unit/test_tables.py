@@ -97,6 +97,8 @@ def fake(tmp_path_factory):
         write_json(folder / "cost.json", {"parameters_trained": 12345, "seconds_fit": 1.5})
     (root / "figures").mkdir()
     (root / "figures" / "curve.png").write_bytes(b"picture")
+    captions = {"curve": {"title": "A curve", "caption": "It <rises>.", "category": "x"}}
+    write_json(root / "figures" / "captions.json", captions)
     return Fake(results, plan)
 
 
@@ -244,21 +246,13 @@ def test_departures_tell_a_variants_values_from_its_methods():
     assert departures(specs) == ["LoRA: lr 0.5", "LoRA (text): lr 0.5"]
 
 
-def test_the_documents_lines_recompute_every_p_value(tables, monkeypatch):
-    monkeypatch.chdir(tables)
-    (tables / "results").symlink_to(tables)
-    code = (ROOT / "docs" / "statistics.md").read_text().split("```python")[1].split("```")[0]
-    found: dict[str, pd.DataFrame] = {}
-    exec(code, found)
-    tests = found["tests"]
-    assert list(tests["p_again"]) == pytest.approx(list(tests["p"]), rel=1e-3)
-
-
 def test_attributes_and_index(tables):
     attributes = pd.read_csv(tables / "tables" / "attributes.csv")
     assert set(attributes["attribute"]) == {"hat", "bag", "a_b"}
     index = (tables / "tables" / "index.md").read_text()
-    assert "](../figures/curve.png)" in index and "](tuning.md)" in index
+    assert "![A curve](../figures/curve.png)\n\n**A curve** It \\<rises>.\n" in index
+    assert "<b>A curve</b> It &lt;rises&gt;." in (tables / "tables" / "index.html").read_text()
+    assert "](tuning.md)" in index
     links = re.findall(r"\]\(([^)]+)\)", index)
     links += re.findall(r'href="([^#"]+)"', (tables / "tables" / "index.html").read_text())
     assert all((tables / "tables" / link).exists() for link in links)

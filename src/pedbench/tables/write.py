@@ -14,7 +14,7 @@ import pandas as pd
 
 from pedbench.collect import read_long, select
 from pedbench.contracts import PedbenchError
-from pedbench.files import explain_os_error, write_text
+from pedbench.files import explain_os_error, read_json, write_text
 from pedbench.stats import ALL_PAIRS, INTERVALS, VS_BASELINE, read_stats
 from pedbench.tables.cost import cost_table
 from pedbench.tables.definitions import DEFINITIONS, Definition, Kind, read_definitions
@@ -35,6 +35,7 @@ from pedbench.tables.text import departures
 from pedbench.tune import PRESET, tuning_markdown
 
 NOTES, TUNING, ATTRIBUTES = "notes.md", "tuning.md", "attributes.csv"
+CAPTIONS = "captions.json"  # of a folder of pictures: name -> title, caption
 ROW = ["dataset", "split", "method", "variant"]
 KINDS: dict[Kind, Callable[[Definition, Results], Table | None]] = {
     "scores": scores_table,
@@ -55,6 +56,20 @@ COPIED = {
 
 
 @dataclass(frozen=True)
+class Picture:
+    """A figure, and what its folder's ``captions.json`` says of it."""
+
+    file: Path
+    title: str
+    caption: str
+
+    @property
+    def content(self) -> str:
+        """The PNG as HTML embeds it."""
+        return base64.b64encode(self.file.read_bytes()).decode()
+
+
+@dataclass(frozen=True)
 class Section:
     """A part of the index page."""
 
@@ -63,13 +78,7 @@ class Section:
     table: Table | None = None
     lines: Sequence[str] = ()
     links: Sequence[tuple[str, str]] = ()
-    files: Sequence[Path] = ()  # pictures
-
-    @property
-    def pictures(self) -> Iterator[tuple[str, str]]:
-        """Name and content of each, as HTML embeds it."""
-        for file in self.files:
-            yield file.stem, base64.b64encode(file.read_bytes()).decode()
+    pictures: Sequence[Picture] = ()
 
 
 def write_tables(
@@ -120,13 +129,20 @@ def write_tables(
     tuned = PRESET in plan["presets"]
     if tuned:
         write_text(out / TUNING, tuning_markdown())
-    pictures = [file for folder in figures for file in sorted(folder.glob("*.png"))]
-    sections = index(tables, settings, pictures, tuned)
+    sections = index(tables, settings, [p for folder in figures for p in pictures(folder)], tuned)
     write_text(out / "index.md", index_markdown(sections, out))
     page = PAGES.get_template("index.html.j2")
     write_text(
         out / "index.html", page.render(sections=sections, kinds=list(FORMATS), groups_of=groups_of)
     )
+
+
+def pictures(folder: Path) -> Iterator[Picture]:
+    """Every PNG in ``folder``, by name."""
+    captions = read_json(folder / CAPTIONS) if (folder / CAPTIONS).is_file() else {}
+    for file in sorted(folder.glob("*.png")):
+        of = captions.get(file.stem, {})
+        yield Picture(file, of.get("title", file.stem), of.get("caption", ""))
 
 
 def read_csv(path: Path | None) -> pd.DataFrame | None:
@@ -174,7 +190,7 @@ def _settings(settings: Sequence[str]) -> list[str]:
 
 
 def index(
-    tables: Sequence[Table], settings: Sequence[str], pictures: Sequence[Path], tuned: bool
+    tables: Sequence[Table], settings: Sequence[str], shown: Sequence[Picture], tuned: bool
 ) -> list[Section]:
     """Everything on one page: our tables, figures, the papers' tables, files, settings."""
 
@@ -190,7 +206,7 @@ def index(
     }
     if tuned:
         links[TUNING] = "how each method was tuned, over which space"
-    figures = [Section("figures", "Figures", files=pictures)] if pictures else []
+    figures = [Section("figures", "Figures", pictures=shown)] if shown else []
     files = Section("files", "Numbers behind the tables", links=list(links.items()))
     return [*own, *figures, *theirs, files, Section("settings", "Settings", lines=settings)]
 
@@ -208,5 +224,7 @@ def index_markdown(sections: Sequence[Section], out: Path) -> str:
         if section.links:
             parts.append("\n".join(f"- [{name}]({name}): {about}" for name, about in section.links))
             parts.append("")
-        parts += [f"![{file.stem}]({os.path.relpath(file, out)})\n" for file in section.files]
+        for picture in section.pictures:
+            title, path = markdown(picture.title), os.path.relpath(picture.file, out)
+            parts.append(f"![{title}]({path})\n\n**{title}** {markdown(picture.caption)}\n")
     return "\n".join(parts)
