@@ -250,8 +250,8 @@ def test_attributes_and_index(tables):
     attributes = pd.read_csv(tables / "tables" / "attributes.csv")
     assert set(attributes["attribute"]) == {"hat", "bag", "a_b"}
     index = (tables / "tables" / "index.md").read_text()
-    assert "![A curve](../figures/curve.png)\n\n**A curve** It \\<rises>.\n" in index
-    assert "<b>A curve</b> It &lt;rises&gt;." in (tables / "tables" / "index.html").read_text()
+    assert "![A curve](../figures/curve.png)\n\n**A curve.** It \\<rises>.\n" in index
+    assert "<b>A curve.</b> It &lt;rises&gt;." in (tables / "tables" / "index.html").read_text()
     assert "](tuning.md)" in index
     links = re.findall(r"\]\(([^)]+)\)", index)
     links += re.findall(r'href="([^#"]+)"', (tables / "tables" / "index.html").read_text())

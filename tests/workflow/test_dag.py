@@ -79,3 +79,12 @@ def test_gpus_are_claimed_one_per_job_where_there_are_any(checkout, monkeypatch)
     assert re.search(r"rule train:.*?gpu=1", text, re.DOTALL)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert "gpu=1" not in checkout.snakemake("-n", "results/tables")
+
+
+def test_a_mistake_in_a_tables_definition_is_known_before_anything_runs(checkout):
+    file = checkout.root / "config/tables.yaml"
+    text = file.read_text()
+    file.write_text(text.replace("metrics: [mA, Acc,", "metrics: [ma, Acc,", 1))
+    said = checkout.run("snakemake", "-n", "--cores", "2", "results/tables").stdout
+    file.write_text(text)
+    assert "config/tables.yaml: standard.metrics: unknown metric 'ma'; did you mean 'mA'?" in said

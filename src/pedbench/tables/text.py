@@ -47,7 +47,7 @@ def caption(
     sentences = [definition.caption] if definition.caption else []
     if shown:
         sentences += [*measured(shown, results), *parameters(definition, shown)]
-        if definition.average:
+        if definition.average and len(results.places(definition)) > 1:
             sentences.append("Average: mean over the datasets, seed by seed.")
     sentences += [f"{text}." for key, text in F1_MEANING.items() if key in metrics]
     if published:

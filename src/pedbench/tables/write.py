@@ -226,5 +226,5 @@ def index_markdown(sections: Sequence[Section], out: Path) -> str:
             parts.append("")
         for picture in section.pictures:
             title, path = markdown(picture.title), os.path.relpath(picture.file, out)
-            parts.append(f"![{title}]({path})\n\n**{title}** {markdown(picture.caption)}\n")
+            parts.append(f"![{title}]({path})\n\n**{title}.** {markdown(picture.caption)}\n")
     return "\n".join(parts)
