@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import stat
 import subprocess
 import sys
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from helpers import fake_results, finish
 
 from pedbench.bundle import INDEX, commit_of, export_bundle, import_bundle, read_plan, sha256_of
 from pedbench.cli import main
+from pedbench.config import ROOT
 from pedbench.contracts import PedbenchError
 from pedbench.files import canonical_json, read_json, write_json
 from pedbench.manifest import read_manifest
@@ -128,6 +131,26 @@ def test_it_says_what_it_is_and_holds_no_folder_of_its_maker(results, bundle):
 
 def read_manifest_bytes(files: Mapping[str, bytes], name: str) -> pd.DataFrame:
     return pq.read_table(pa.BufferReader(files[f"manifests/{name}.parquet"])).to_pandas()
+
+
+def test_a_reader_computes_p_from_the_unpacked_bundle_alone(bundle, tmp_path):
+    """The lines of docs/statistics.md, which do not know pedbench."""
+    with zipfile.ZipFile(bundle) as archive:
+        archive.extractall(tmp_path)
+    by_hand = (ROOT / "docs/statistics.md").read_text(encoding="utf-8").partition("## By hand")[2]
+    start, bootstrap = re.findall(r"```python\n(.*?)```", by_hand, re.DOTALL)[:2]
+    tests = pd.read_csv(tmp_path / "stats/vs_baseline.csv").query("variant == 'deep'")
+    assert len(tests) == 4
+    for test in tests.to_dict("records"):
+        names: dict[str, Any] = {}
+        exec(start, names)
+        place = f"a/{test['split']}"
+        names |= {"results": tmp_path, "dataset": "a", "a": "promptpar/deep", "resamples": 200}
+        names |= {"split": test["split"], "metric": test["metric"], "pairs": [(0, 0), (1, 1)]}
+        names |= {"stream": [0, zlib.crc32(place.encode())]}
+        exec(bootstrap, names)
+        assert names["difference"] == pytest.approx(test["difference"], rel=1e-6)
+        assert names["p"] == pytest.approx(test["p"], rel=1e-6)
 
 
 def test_same_results_same_bytes(results, bundle, tmp_path):
