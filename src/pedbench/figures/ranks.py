@@ -59,7 +59,7 @@ def draw(m: Material, mean: pd.Series, p: pd.DataFrame, metric: str) -> Figure:
     figure = Figure(figsize=(WIDTH, 1.2 + 0.15 * len(names)))
     ax: Any = figure.subplots()
     ranks = pd.Series(mean.to_numpy(), index=names)
-    critical_difference_diagram(
+    drawn = critical_difference_diagram(
         ranks,
         p.set_axis(names, axis=0).set_axis(names, axis=1),
         ax=ax,
@@ -72,5 +72,7 @@ def draw(m: Material, mean: pd.Series, p: pd.DataFrame, metric: str) -> Figure:
         crossbar_props={"color": "0.2", "linewidth": 2.5, "marker": None},
         text_h_margin=0.02,
     )
+    for (bar,) in drawn["crossbars"]:  # its points are in the order of a set, which varies
+        bar.set_xdata(sorted(bar.get_xdata()))
     ax.set_title(f"mean rank in {metric} (1: best)", fontsize="small")
     return figure
