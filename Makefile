@@ -1,4 +1,4 @@
-# make tables | smoke | test | test-system | install | pretrain | tune | clean
+# make tables | report | ui | smoke | test | test-system | install | pretrain | tune | clean
 PYTHON ?= python3
 CORES ?= all
 VENV := .venv
@@ -7,10 +7,16 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := true
 
-.PHONY: tables smoke pretrain tune install test test-system check clean
+.PHONY: tables report ui smoke pretrain tune install test test-system check clean
 
 tables: install
 	snakemake --cores $(CORES) results/tables
+
+report: install
+	snakemake --cores $(CORES) results/report.html
+
+ui: install
+	pedbench ui
 
 smoke: install
 	snakemake --cores $(CORES) results/smoke/tables --configfile config/smoke.yaml

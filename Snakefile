@@ -40,9 +40,16 @@ except PedbenchError as error:
 
 RESULTS = PLAN.results
 RUN = f"{RESULTS}/runs/{{dataset}}/{{split}}/{{method}}/{{variant}}"
+if "--report" in sys.argv:  # what the templates in workflow/report/ read
+    from pedbench.report import texts
+
+    config["report"] = texts(PLAN)
 GPUS = len(visible_gpus())
 if "gpu" not in workflow.global_resources:  # a limit given with --resources stands
     workflow.register_resource("gpu", GPUS)
+
+
+report: "workflow/report/workflow.rst"
 
 
 wildcard_constraints:
@@ -64,6 +71,7 @@ include: "workflow/rules/data.smk"
 include: "workflow/rules/pretrain.smk"
 include: "workflow/rules/runs.smk"
 include: "workflow/rules/analysis.smk"
+include: "workflow/rules/report.smk"
 include: "workflow/rules/tune.smk"
 
 
@@ -88,6 +96,8 @@ onsuccess:
             print(
                 f"pedbench: {experiment.key} was not run: {reason}", file=sys.stderr
             )
+    if "report" in asked:
+        print(f"pedbench: the report is {RESULTS}/report.html", file=sys.stderr)
     if "tables" in asked:
         print(f"pedbench: the tables are in {RESULTS}/tables", file=sys.stderr)
 

@@ -128,6 +128,10 @@ def parser() -> argparse.ArgumentParser:
     one = user("new-dataset", new_dataset, "write datasets/NAME.py, which reads images + a CSV")
     one.add_argument("name", help="lower-case letters, digits and underscores")
 
+    one = user("ui", ui, "show the runs in MLflow's pages, in the browser")
+    one.add_argument("--results", type=Path, default=Path("results"), help="(default: %(default)s)")
+    one.add_argument("--port", type=int, default=5050, help="(default: %(default)s)")
+
     one = user("doctor", doctor, "check installation, weights, GPU, disk and the config")
     one.add_argument(
         "--configfile",
@@ -231,6 +235,10 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--plan", required=True, type=Path)
     one.add_argument("--out", required=True, type=Path)
 
+    one = step("report", report, "let Snakemake report what it made, as one page (make report)")
+    one.add_argument("--json", dest="config", required=True, type=json.loads, help="the plan")
+    one.add_argument("--out", required=True, type=Path)
+
     one = step("pretrain", pretrain, "rebuild the tiny CLIP (users: make pretrain)")
     one.add_argument("--recipe", type=Path, default=Path("config/pretrain.yaml"))
     one.add_argument("--out", type=Path, default=Path("results/pretrain"))
@@ -322,6 +330,12 @@ def new_dataset(name: str) -> None:
     from pedbench.scaffold import create
 
     print(create("dataset", name))
+
+
+def ui(results: Path, port: int) -> None:
+    from pedbench.tracking import ui as show
+
+    show(results, port)
 
 
 def doctor(configfile: Path) -> int:
@@ -485,7 +499,14 @@ def tables(
 def track(plan: Path, out: Path) -> None:
     from pedbench.tracking import track as mirror
 
-    mirror(_read_plan(plan)[1], out)
+    counts = mirror(_read_plan(plan)[1], out)
+    print(f"MLflow: {', '.join(f'{number} {what}' for what, number in counts.items())}")
+
+
+def report(config: dict[str, Any], out: Path) -> None:
+    from pedbench.report import write_report
+
+    write_report(config, out)
 
 
 def pretrain(recipe: Path, out: Path) -> None:

@@ -43,6 +43,7 @@ DIGEST = 36  # characters of a data set's digest that MLflow keeps
 QUIET = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DO_NOT_TRACK": "true",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # of language-model jobs, in `ui`
 }
 RETRIES = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3"}  # 14 s; MLflow's own are four minutes
@@ -60,23 +61,23 @@ def track(folders: Iterable[Path], marker: Path) -> Counter[str]:
     The store is ``MLFLOW_TRACKING_URI`` or, without it, ``mlflow.db`` beside ``marker``. There is
     one experiment per dataset and split, in it one parent run per variant and below that one run
     per seed. All are found again by their tags: what is unchanged is skipped, what is changed or
-    half-written is deleted and made anew. ``marker`` maps every run to the digest of its content
-    and is written last. Raises PedbenchError when the store cannot be reached or written.
+    half-written is deleted and made anew. ``marker`` maps every run to its digest and is written
+    last. Raises PedbenchError when the store cannot be reached or written.
     """
     os.environ |= QUIET | {name: os.environ.get(name, value) for name, value in RETRIES.items()}
     from mlflow import MlflowClient
 
     local, given = marker.with_name("mlflow.db"), os.environ.get("MLFLOW_TRACKING_URI")
-    counts, contents = Counter(created=0, replaced=0, skipped=0), {}
+    counts, digests = Counter(created=0, replaced=0, skipped=0), {}
     with explained(given or str(local)):
-        client = MlflowClient(given or sqlite_store(local))
+        client = MlflowClient(login_apart(given) if given else sqlite_store(local))
         for (dataset, split), runs in groupby(read_runs(folders), lambda r: (r.dataset, r.split)):
             mirror = open_mirror(client, dataset, split, local)
             for _, seeds in groupby(runs, variant_key):
                 found = {run: content_of(run) for run in seeds}
                 counts.update(mirror.bring(found))
-                contents |= {run.key: content for run, content in found.items()}
-    write_json(marker, contents)
+                digests |= {run.key: run.config["digest"] for run in found}
+    write_json(marker, digests)
     return counts
 
 
@@ -99,6 +100,17 @@ def explained(store: str) -> Iterator[None]:
         ) from error
 
 
+def login_apart(uri: str) -> str:
+    """``uri`` without the login of a server, which MLflow, since it prints addresses, gets by its
+    own variables of the environment; a database's stays."""
+    parts = urlsplit(uri)
+    if not parts.scheme.startswith("http") or parts.password is None:
+        return uri
+    user, password = unquote(parts.username or ""), unquote(parts.password)
+    os.environ |= {"MLFLOW_TRACKING_USERNAME": user, "MLFLOW_TRACKING_PASSWORD": password}
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+
+
 def without_password(text: str, uri: str) -> str:
     """``text`` without user and password of ``uri``."""
     secret = urlsplit(uri).netloc.rpartition("@")[0]
@@ -113,7 +125,7 @@ def sqlite_store(path: Path) -> str:
     from mlflow import MlflowClient
 
     def migrate(new: Path) -> None:
-        MlflowClient(f"sqlite:///{new.resolve()}").search_experiments()
+        MlflowClient(f"sqlite:///{new.resolve()}").delete_experiment("0")  # the empty "Default"
 
     if not path.exists():
         shutil.rmtree(artifacts_of(path), ignore_errors=True)
@@ -128,7 +140,7 @@ def artifacts_of(store: Path) -> Path:
 def open_mirror(client: MlflowClient, dataset: str, split: str, local: Path) -> ExperimentMirror:
     """The experiment of a dataset and split, made if need be, and the runs in it. A server
     chooses its own place for artifacts."""
-    name = f"{dataset}/{split}"
+    name = f"{dataset} {split}"  # of names with a slash the pages show the end
     place = artifacts_of(local) / name if client.tracking_uri.startswith("sqlite:") else None
     found = client.get_experiment_by_name(name)
     if found is None:
@@ -199,15 +211,8 @@ class ExperimentMirror:
         return self.client.create_run(self.number, began, tags, name).info.run_id
 
     def fill(self, number: str, run: Run) -> None:
-        """Everything of one run: settings, curves, scores, cost, the dataset, and its files."""
-        from mlflow.entities import Dataset, DatasetInput, InputTag
-
+        """Everything of one run: settings, curves, scores, cost, dataset, and its files."""
         self.log(number, [run], metrics_of(run))
-        source = json.dumps({"manifest": f"manifests/{run.dataset}.parquet"})
-        version = run.config["manifest_digest"][:DIGEST]
-        data = Dataset(run.dataset, version, "pedbench manifest", source)
-        context = [InputTag("mlflow.data.context", run.split)]
-        self.client.log_inputs(number, [DatasetInput(data, context)])
         with TemporaryDirectory() as folder:  # of links: one call for all files
             for file in files_of(run):
                 Path(folder, file.name).symlink_to(file.resolve())
@@ -215,8 +220,8 @@ class ExperimentMirror:
         self.end(number, [run])
 
     def log(self, number: str, runs: Sequence[Run], metrics: Iterable[Any]) -> None:
-        """The settings of the ``runs``, and ``metrics``: name, value, step."""
-        from mlflow.entities import Metric, Param
+        """Settings and dataset of the ``runs``, and ``metrics``: name, value, step."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param
 
         _, ended = times_of(runs)
         values = (Metric(name, value, ended, step) for name, value, step in metrics)
@@ -224,6 +229,12 @@ class ExperimentMirror:
         parts = zip_longest(_parts(values, 900), _parts(settings, 100), fillvalue=())
         for batch in parts:  # what MLflow takes in one call
             self.client.log_batch(number, *batch)
+        name, split = runs[0].dataset, runs[0].split
+        source = json.dumps({"manifest": f"manifests/{name}.parquet"})
+        version = runs[0].config["manifest_digest"][:DIGEST]
+        data = Dataset(name, version, "pedbench manifest", source)
+        context = [InputTag("mlflow.data.context", split)]
+        self.client.log_inputs(number, [DatasetInput(data, context)])
 
     def end(self, number: str, runs: Sequence[Run]) -> None:
         """Comes last: an MLflow run that has not ended is taken for half-written."""
@@ -335,9 +346,7 @@ def ui(results: Path, port: int) -> None:
     """
     store, given = results / "mlflow.db", os.environ.get("MLFLOW_TRACKING_URI", "")
     if given.startswith("http"):
-        print(without_password(given, given))
-        webbrowser.open(without_password(given, given))
-        return
+        return show(without_password(given, given))
     if not given and not store.is_file():
         raise PedbenchError(
             f"{store}: no such file; 'snakemake --cores all {results}/mlflow.json' makes it, and "
@@ -345,11 +354,18 @@ def ui(results: Path, port: int) -> None:
         )
     server = serve(given or f"sqlite:///{store.resolve()}", artifacts_of(store), port)
     try:
-        print(f"http://127.0.0.1:{port} (stop with Ctrl-C)", flush=True)
-        webbrowser.open(f"http://127.0.0.1:{port}")
+        show(f"http://127.0.0.1:{port}")
+        print("Ctrl-C stops it", flush=True)
         server.wait()
     finally:
         server.terminate()
+
+
+def show(server: str) -> None:
+    """Open the page of all experiments, without the menu for language models."""
+    address = f"{server.rstrip('/')}/#/experiments?workflowType=machine_learning"
+    print(address, flush=True)
+    webbrowser.open(address)
 
 
 def serve(store: str, artifacts: Path, port: int) -> subprocess.Popen[bytes]:

@@ -165,10 +165,10 @@ def test_a_half_written_run_is_made_anew(results, monkeypatch, step, stop):
 
 
 def test_an_interrupted_migration_leaves_no_store(tmp_path, monkeypatch):
-    def killed(self):
+    def killed(self, number):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(MlflowClient, "search_experiments", killed)
+    monkeypatch.setattr(MlflowClient, "delete_experiment", killed)
     with pytest.raises(KeyboardInterrupt):
         sqlite_store(tmp_path / "mlflow.db")
     assert not (tmp_path / "mlflow.db").exists()

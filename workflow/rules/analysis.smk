@@ -96,7 +96,7 @@ rule figures:
         selection=f"{RESULTS}/selection.csv",
         stats=f"{RESULTS}/stats",
     output:
-        directory(f"{RESULTS}/figures"),
+        pictures_for_report(f"{RESULTS}/figures"),
     log:
         f"{RESULTS}/logs/figures.log",
     conda:
@@ -114,7 +114,7 @@ rule pictures:
         long=f"{RESULTS}/long.parquet",
         weights=f"{RESULTS}/weights/{PLAN.config['backbone']}.json",
     output:
-        directory(f"{RESULTS}/pictures"),
+        pictures_for_report(f"{RESULTS}/pictures"),
     log:
         f"{RESULTS}/logs/pictures.log",
     conda:
@@ -154,7 +154,7 @@ rule tables:
         track=f"{RESULTS}/mlflow.json",
         texts=inputs_of_tables,
     output:
-        directory(f"{RESULTS}/tables"),
+        tables_for_report(f"{RESULTS}/tables"),
     log:
         f"{RESULTS}/logs/tables.log",
     conda:

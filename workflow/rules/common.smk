@@ -37,3 +37,37 @@ def to_tune():
         return tuned(PLAN)
     except PedbenchError as error:
         raise WorkflowError(str(error)) from None
+
+
+def reported(kind, output, wildcards):
+    """Title or category of a table or picture in the report."""
+    return config["report"]["entries"][f"{output[0]}/{wildcards.name}"][kind]
+
+
+def pictures_for_report(folder):
+    """``folder``, with its pictures and their captions in the report."""
+    return report(
+        directory(folder),
+        patterns=["{name}.png"],
+        caption="../report/picture.rst",
+        category="2 Figures",
+        subcategory=lambda wildcards, output: reported("category", output, wildcards),
+        labels=lambda wildcards, output: {
+            "Figure": reported("title", output, wildcards)
+        },
+    )
+
+
+def tables_for_report(folder):
+    """``folder``, with its tables in the report, but not the page that has them all."""
+    return report(
+        directory(folder),
+        patterns=["{name,(?!index[.]html$).+}.html"],
+        caption="../report/table.rst",
+        category=lambda wildcards: (
+            "3 Tables of the paper" if "/" in wildcards.name else "1 Tables"
+        ),
+        labels=lambda wildcards, output: {
+            "Table": reported("title", output, wildcards)
+        },
+    )

@@ -1,0 +1,17 @@
+# Snakemake's report as a file of the DAG, and what it shows of tables and pictures.
+
+
+rule report:
+    input:
+        tables=f"{RESULTS}/tables",
+        texts=sorted(str(path) for path in Path("workflow/report").iterdir()),
+    output:
+        f"{RESULTS}/report.html",
+    log:
+        f"{RESULTS}/logs/report.log",
+    conda:
+        "../envs/pedbench.yaml"
+    params:
+        config=json.dumps(PLAN.config, sort_keys=True),
+    shell:
+        "pedbench report --json {params.config:q} --out {output} > {log} 2>&1"
