@@ -19,7 +19,7 @@ from pedbench.collect import collect, read_long, select
 from pedbench.config import ROOT, read_protocol, resolve
 from pedbench.contracts import PedbenchError
 from pedbench.describe import copy_results, fill, read_results
-from pedbench.files import write_json, write_text
+from pedbench.files import read_json, write_json, write_text
 from pedbench.score import score_runs
 from pedbench.stats import write_stats
 from pedbench.tables.cost import ppt
@@ -298,7 +298,11 @@ def peta(tmp_path_factory):
     """A plan with two datasets of the papers."""
     root = tmp_path_factory.mktemp("peta")
     skill = {"zero_shot": 0.2, "linear_probe": 1.0, "my_method": 1.2}
+    skill |= {f"promptpar/{variant}": 0.9 for variant in ("region_deep", "mlp", "mm2")}
     results = fake_results(root, ("peta", "rapv1"), ("standard",), skill, images=60)
+    for file in root.glob("runs/*/*/promptpar/*/config.json"):
+        settings = resolve("promptpar", file.parent.name, read_protocol("embedded"))
+        write_json(file, {**read_json(file), "params": settings["params"]})
     return Fake(results).write("tables")
 
 
@@ -316,8 +320,8 @@ def test_published_and_measured_rows_stand_apart_and_definitions_too(peta):
     assert ours["PETA F1 (not stated)"] == "–" and ours["Threshold"] == "0.5"
     assert ours["PETA F1 (instance)"] != ours["PETA F1 (harmonic)"]
     assert {ours[head] for head in heads if head.startswith("PA100K")} == {"–"}
-    ranked = [name for name, row in shown.items() if any("**" in c or "<u>" in c for c in row)]
-    assert set(ranked) <= {"Zero-shot CLIP", "Linear probe", "my_method"}
+    above, _, below = text.partition("***Measured here***")
+    assert not re.search(r"\*\*\d|<u>", above) and re.search(r"\*\*\d", below)
     csv = pd.read_csv(peta / "paper/table_1.csv", dtype=str, keep_default_na=False)
     assert set(csv["kind"]) == {"published", "measured"}
     row = csv.query("name == 'SCRL' and dataset == 'peta' and metric == 'mA'").iloc[0]
@@ -329,7 +333,25 @@ def test_published_and_measured_rows_stand_apart_and_definitions_too(peta):
     tex = (peta / "paper/table_1.tex").read_text()
     assert r"\emph{Measured here}" in tex and tex.count(r"\midrule") == 4
     compared, _ = in_table(peta / "paper/table_1.csv")
-    assert set(compared) == {"zero_shot", "linear_probe", "my_method"}
+    assert set(compared) == {"zero_shot", "linear_probe", "my_method", "promptpar"}
+
+
+def test_tables_of_variants_read_their_settings(peta):
+    """The shipped ablations, ours and the paper's, of whatever the plan runs of them."""
+    shown = cells(peta / "mm_layers.md")
+    assert shown["Method"][:2] == ["Fusion", "Layers"]
+    assert [shown[f"PromptPAR ({name})"][:2] for name in ("mlp", "region deep", "mm2")] == [
+        ["mlp", "–"],
+        ["mm_former", "1"],
+        ["mm_former", "2"],
+    ]
+    assert "PromptPAR (mm4)" not in shown and not (peta / "initialisation.md").exists()
+    assert cells(peta / "paper/table_6.md")["PromptPAR (mm2)"][:3] == ["mm_former", "2", "0.5"]
+    shown = cells(peta / "paper/table_7.md")
+    ticks = dict(zip(shown["Method"], shown["PromptPAR (region deep)"], strict=True))
+    ticked = [name for name, text in ticks.items() if text == "✓"]
+    assert ticked == ["PTM", "PTune-V", "PTune-T", "RegionPTune", "ExpandSen"]
+    assert shown["Row 5"][:7] == shown["PromptPAR (region deep)"][:7]
 
 
 def test_a_cell_mixes_no_definitions(peta):
