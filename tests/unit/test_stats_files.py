@@ -1,0 +1,192 @@
+"""Permutation, effects, ranks and the files of results/stats against plain computations."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.stats
+from helpers import fake_results
+from numpy.testing import assert_allclose
+from statsmodels.stats.meta_analysis import effectsize_smd
+
+from pedbench import stats
+from pedbench.collect import select
+from pedbench.manifest import read_manifest
+from pedbench.results import read_predictions, read_runs
+from pedbench.stats import Sample, bootstrap, ranks
+from pedbench.stats.permutation import permutation
+from pedbench.stats.write import COLUMNS
+from pedbench.tasks import par
+
+A, B = ("a", "default"), ("b", "default")
+BASELINE = "linear_probe/default"
+
+
+def random_terms(rng, seeds, images=40):
+    labels = (rng.random((images, 3)) < 0.4).astype(int)
+    shift = {A: 0.0, B: 0.15}
+    return {
+        variant: {
+            seed: par.image_terms(
+                rng.random(labels.shape) < 0.35 + shift[variant] + 0.2 * labels, labels
+            )
+            for seed in range(seeds)
+        }
+        for variant in (A, B)
+    }
+
+
+def test_permutation_equals_scipy():
+    """mA under swaps is a sum over images, for which scipy has the test (sign flips)."""
+    rng = np.random.default_rng(0)
+    terms = random_terms(rng, seeds=2)
+    units = np.arange(40)
+    found = permutation(terms, A, units, 20_000, rng)[B]
+    total = {v: np.mean([t.sum(0) for t in of.values()], axis=0) for v, of in terms.items()}
+    mean = {v: np.mean(list(of.values()), axis=0) for v, of in terms.items()}
+    d = mean[B] - mean[A]
+    positives, negatives = (total[A][i : i + 3] + total[A][i + 6 : i + 9] for i in (0, 3))
+    parts = {
+        "mA": (d[:, :3] / positives + d[:, 9:12] / negatives).sum(1) / 6,
+        "F1_instance": d[:, 15] / 40,
+        "accuracy": d[:, 12] / 40,
+    }
+    for metric, part in parts.items():
+        kind = {"permutation_type": "samples", "n_resamples": 20_000, "vectorized": True}
+        expected = scipy.stats.permutation_test((part,), np.sum, **kind).pvalue
+        assert found[metric] == pytest.approx(expected, abs=0.015), metric
+    assert found["mA"] < 0.2 and len(found) == 7
+
+
+def test_permutation_of_equal_predictions_and_of_whole_units():
+    terms = random_terms(np.random.default_rng(1), seeds=1)
+    same = {A: terms[A], B: terms[A]}
+    units = np.arange(40)
+    assert set(permutation(same, A, units, 50, np.random.default_rng(0))[B].values()) == {1.0}
+    one = permutation(terms, A, np.zeros(40, int), 50, np.random.default_rng(0))[B]
+    assert one["mA"] == 1.0  # a single unit: a swap only turns the sign
+
+
+def test_effects_by_hand():
+    a = Sample({0: 3.0, 1: 5.0}, {0: np.array([1.0, 2, 3, 4]), 1: np.array([1.0, 2, 3, 4])})
+    b = Sample({0: 3.0, 1: 1.0}, {0: np.array([2.0, 2, 1, 1]), 1: np.array([2.0, 2, 1, 1])})
+    found = bootstrap.effects(a, b)
+    assert found["superiority"] == (0.5 + 1 + 1 + 1) / 4
+    assert found["share_above"] == (0 + 0.5 + 1 + 1) / 4
+    assert found["hedges_g"] == effectsize_smd(4, 2**0.5, 2, 2, 2**0.5, 2)[0]
+    single = bootstrap.effects(a, Sample({0: 4.0}, {0: np.zeros(4)}))
+    assert single["superiority"] == 0.5 and np.isnan(single["hedges_g"])
+
+
+def test_estimates_of_attributes_are_those_of_each_alone():
+    rng = np.random.default_rng(0)
+    values, drawn = rng.normal(size=(3, 2)), rng.normal(size=(3, 50, 2))
+    drawn[:, :5, 1] = np.nan  # no positive was drawn
+    both = bootstrap.estimate(list(values), list(drawn), 0.05)
+    for a, keep in enumerate((slice(None), slice(5, None))):
+        alone = bootstrap.estimate(list(values[:, a]), list(drawn[:, keep, a]), 0.05)
+        for field in ("value", "ci_low", "ci_high", "se_images", "se_seeds", "df", "p"):
+            assert getattr(both, field)[a] == pytest.approx(getattr(alone, field)), field
+    undefined = bootstrap.estimate([np.nan, np.nan], [np.full(5, np.nan)] * 2, 0.05)
+    assert np.isnan([undefined.value, undefined.p, undefined.ci_low]).all()
+
+
+def test_blocks_are_complete_and_a_single_run_stands_for_every_seed():
+    x, y, z = ("x", "d"), ("y", "d"), ("z", "d")
+    values = {
+        "a/s": {x: {0: 1.0, 1: 2.0}, y: {0: 5.0}, z: {0: 0.0, 1: 0.0}},
+        "b/s": {x: {0: 3.0, 1: 4.0}, y: {0: 2.0}},
+    }
+    table = ranks.blocks(values)
+    assert list(table[y]) == [5, 5, 2, 2] and list(table[z].isna()) == [False, False, True, True]
+    assert list(ranks.complete(table)) == [x, y]  # no average over a gap
+    assert ranks.mean_ranks(ranks.complete(table)).to_dict() == {x: 1.5, y: 1.5}
+    found = ranks.wilcoxon(table, z, x)
+    assert (found["blocks"], found["places"], found["floor"]) == (2, 1, 0.5)
+    assert ranks.wilcoxon(table, x, x)["p"] == 1.0
+    assert np.isnan(ranks.friedman(ranks.complete(table))).all()  # two variants
+
+
+def test_friedman_and_nemenyi_of_methods_in_a_fixed_order():
+    index = pd.MultiIndex.from_product([list("abc"), range(3)], names=["place", "seed"])
+    columns = pd.MultiIndex.from_tuples([(name, "") for name in "wxyz"])
+    table = pd.DataFrame(np.arange(36.0).reshape(9, 4), index, columns)
+    statistic, p = ranks.friedman(table)
+    assert statistic == pytest.approx(9 * 3) and p < 1e-4
+    pairs: Any = ranks.nemenyi(table)
+    assert pairs.iat[0, 3] < 0.001 and pairs.iat[0, 1] > 0.05 and pairs.equals(pairs.T)
+    assert list(ranks.mean_ranks(table)) == [4, 3, 2, 1]
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    root = tmp_path_factory.mktemp("files")
+    fake = fake_results(root, splits=("standard",), images=60)
+    stats.write_stats(
+        fake.folders, fake.manifests, root / "stats", baseline=BASELINE, resamples=100
+    )
+    return fake
+
+
+def table(results, name) -> Any:
+    return stats.read_stats(results.root / "stats" / name)
+
+
+def test_files_have_their_columns_and_repeat(results, tmp_path):
+    stats.write_stats(
+        results.folders[::-1], results.manifests, tmp_path, baseline=BASELINE, resamples=100
+    )
+    for name, columns in COLUMNS.items():
+        assert list(table(results, name)) == list(columns)
+        assert (tmp_path / name).read_bytes() == (results.root / "stats" / name).read_bytes()
+
+
+def test_intervals_are_of_every_metric_and_of_the_scores(results):
+    rows = table(results, stats.INTERVALS)
+    assert set(rows["metric"]) == {"F1", *par.OVERALL}
+    manifest, found = read_manifest(results.manifests["a"]), []
+    for run in read_runs(results.folders):
+        if run.method == "full":
+            p = read_predictions(run, manifest, "test")
+            found.append(par.score(p.probabilities, p.labels, run.protocol["threshold"]))
+    mine = select(rows, method="full").set_index("metric")
+    base = select(rows, method="linear_probe").set_index("metric")
+    for metric in par.OVERALL:
+        value = 100 * np.mean([score[metric] for score in found])
+        assert mine.loc[metric, "value"] == pytest.approx(value, abs=1e-5)
+        gain = mine.loc[metric, "value"] - base.loc[metric, "value"]
+        assert mine.loc[metric, "difference"] == pytest.approx(gain, abs=1e-5)
+    assert list(base["difference"].isna()) == [True] * len(base)
+    assert np.all(rows["ci_low"] < rows["value"]) and np.all(rows["value"] < rows["ci_high"])
+    assert np.all(mine["difference_low"] < mine["difference"])
+    declared = table(results, stats.VS_BASELINE).query("method == 'full' and metric == 'mA'")
+    assert_allclose(declared["ci_low"].item(), mine.loc["mA", "difference_low"])
+
+
+def test_attributes_average_to_the_metric(results):
+    rows, manifest = table(results, stats.ATTRIBUTES), read_manifest(results.manifests["a"])
+    overall = table(results, stats.INTERVALS).set_index(["metric", "method", "variant"])
+    for key, group in rows.groupby(["metric", "method", "variant"]):
+        assert group["value"].mean() == pytest.approx(overall.loc[key, "value"], abs=1e-4)
+    full = select(rows, metric="AP", method="full")
+    assert_allclose(full["train_ratio"], manifest.subset("standard", "train").positive_ratio())
+    assert np.all(full["ci_low"] < full["difference"]) and len(full) == 3
+
+
+def test_blocks_of_the_files(results):
+    wilcoxon, posthoc = table(results, stats.WILCOXON), table(results, stats.POSTHOC)
+    assert set(wilcoxon["blocks"]) == {3} and set(wilcoxon["floor"]) == {0.25}
+    assert set(wilcoxon["family"]) == {6} and wilcoxon["p"].min() >= 0.25
+    assert len(posthoc) == 2 * 4 * 3 and len(table(results, stats.RANKS)) == 2 * 4
+    assert set(table(results, stats.FRIEDMAN)["treatments"]) == {4}
+
+
+def test_too_few_methods_leave_empty_files(results, tmp_path):
+    folders = [f for f in results.folders if {"full", "linear_probe"} & set(f.parts)]
+    stats.write_stats(folders, results.manifests, tmp_path, baseline=BASELINE, resamples=20)
+    for name in (stats.FRIEDMAN, stats.RANKS, stats.POSTHOC):
+        assert stats.read_stats(tmp_path / name).empty
+    assert len(stats.read_stats(tmp_path / stats.WILCOXON)) == 2
