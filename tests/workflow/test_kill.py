@@ -40,7 +40,7 @@ def start(inputs: Path, name: str) -> subprocess.Popen:
     folder = inputs / name
     write_json(folder / "config.json", {**names, "backbone": "tiny_clip", **spec})
     words = ["train", "--settings", folder / "config.json", "--manifest", inputs / "b.parquet"]
-    words += ["--weights", inputs / "weights.json", "--seeds", "0"]
+    words += ["--weights", inputs / "weights.json", "--seeds", "0", "--keep-epochs"]
     return subprocess.Popen(
         [sys.executable, "-m", "pedbench.cli", *map(str, words)],
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=inputs,
@@ -70,6 +70,7 @@ def test_three_kills_change_no_bit(inputs):
         reached = steps_done(killed)
         assert not (killed / "seed0/train.done.json").exists()
     assert start(inputs, "killed").wait() == 0
-    for name in ("adapter.safetensors", "predictions.test.parquet", "metrics.jsonl"):
+    epochs = [f"epochs/{number}.safetensors" for number in range(VALUES["epochs"])]
+    for name in ("adapter.safetensors", "predictions.test.parquet", "metrics.jsonl", *epochs):
         undisturbed = inputs / "undisturbed/seed0" / name
         assert file_sha256(undisturbed) == file_sha256(killed / "seed0" / name), name
