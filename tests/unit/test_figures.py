@@ -345,11 +345,12 @@ def test_p_values_become_a_symmetric_matrix():
     assert p.to_numpy().tolist() == [[1, 0.2, 0.01], [0.2, 1, 0.5], [0.01, 0.5, 1]]
 
 
-def test_selection_shows_percent_and_means(material):
-    found = selection.means(material.selection).loc["mA", "full", "default"]
-    assert found.tolist() == pytest.approx([70, 60, 90])
+def test_selection_shows_points_above_the_last_epoch(material):
+    found = selection.differences(material.selection).loc["mA", "full", "default"]
+    assert found.tolist() == pytest.approx([-10, 20])
     (picture,) = selection.pictures(material)
-    assert [axes.get_xlabel() for axes in picture.figure.axes] == ["mA (%)"]
+    (axes,) = picture.figure.axes
+    assert axes.get_xlabel().startswith("mA ")
 
 
 def test_numbers_on_axes():

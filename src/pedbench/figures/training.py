@@ -81,7 +81,7 @@ def draw(m: Material, curves: dict[Row, pd.DataFrame], quantity: str, title: str
         ax.plot(band.index, band["mean"], color=BLUE, marker="o", markersize=2, linewidth=1)
         ax.fill_between(band.index, band["min"], band["max"], color=BLUE, alpha=0.25, linewidth=0)
         name_stages(ax, stages(curve), at_top=quantity == "loss")
-        ax.set_title(fill(m.name(row), 24), fontsize=7.5)
+        ax.set_title(fill(m.name(row), 26), fontsize=7.5)
         ax.tick_params(labelsize=6.5)
         ax.xaxis.get_major_locator().set_params(integer=True)
     figure.supxlabel("epoch", fontsize="small")
