@@ -364,7 +364,7 @@ def ui(results: Path, port: int) -> None:
 def show(server: str) -> None:
     """Open the page of all experiments, without the menu for language models."""
     address = f"{server.rstrip('/')}/#/experiments?workflowType=machine_learning"
-    print(address, flush=True)
+    print(f"{address}\nChoose 'Model training' at the top left, once", flush=True)
     webbrowser.open(address)
 
 
