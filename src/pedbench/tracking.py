@@ -362,8 +362,9 @@ def ui(results: Path, port: int) -> None:
 
 
 def show(server: str) -> None:
-    """Open the page of all experiments, without the menu for language models."""
-    address = f"{server.rstrip('/')}/#/experiments?workflowType=machine_learning"
+    """Open the page of all experiments. MLflow remembers the choice below in the browser only, and
+    not where it stands in the address."""
+    address = f"{server.rstrip('/')}/#/experiments"
     print(f"{address}\nChoose 'Model training' at the top left, once", flush=True)
     webbrowser.open(address)
 
