@@ -7,6 +7,8 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 from checkout import Checkout
@@ -98,7 +100,10 @@ def state(folder: Path) -> dict[str, tuple[int, bytes]]:
 
 SEED = "runs/synthetic_a/standard/linear_probe/default/seed1"
 AFTER_RUNS = ("scored.json", "long.parquet", "mlflow", "stats/", "figures/")
-AFTER_RUNS += ("pictures/", "tables/", "logs/")
+AFTER_RUNS += ("pictures/", "selection.csv", "tables/", "logs/")
+
+
+RULES = {"collect", "stats", "selection", "track", "figures", "pictures", "tables"}
 
 
 @pytest.mark.parametrize(
@@ -106,12 +111,12 @@ AFTER_RUNS += ("pictures/", "tables/", "logs/")
     [
         (
             SEED,
-            {"train", "score", "collect", "stats", "track", "figures", "pictures", "tables"},
-            (f"{SEED}/", SEED.replace("seed1", "seeds0-1.done.json"), *AFTER_RUNS),
+            {*RULES, "train", "cost", "score"},
+            (f"{SEED}/", "cost.csv", SEED.replace("seed1", "seeds0-1.done.json"), *AFTER_RUNS),
         ),
         (
             f"{SEED}/scores.test.json",
-            {"score", "collect", "stats", "track", "figures", "pictures", "tables"},
+            {*RULES, "score"},
             (f"{SEED}/scores.test.json", *AFTER_RUNS),
         ),
         ("figures", {"figures", "tables"}, ("figures/", "tables/", "logs/")),
@@ -135,8 +140,30 @@ def test_what_is_deleted_comes_back_and_nothing_else_moves(mini, tmp_path, name,
     assert after.keys() == before.keys()
     assert [n for n in before if after[n] != before[n] and not n.startswith(remade)] == []
     timed = [n for n in before if after[n][1] != before[n][1] and not n.startswith("logs/")]
-    assert set(timed) <= {f"{SEED}/cost.json", "mlflow.db"}
+    of_time = re.compile(r"mlflow\.db|(.*/)?cost[._].*|tables/index\..*")
+    assert [name for name in timed if not of_time.fullmatch(name)] == []
     assert "Nothing to be done" in checkout.snakemake(*TABLES)
+
+
+def test_an_audit_of_epochs_repeats_finished_runs_to_the_same_bits(mini, tmp_path):
+    """Added to a plan whose runs are done, or with its epochs deleted."""
+    checkout = Checkout(tmp_path / "pedbench")
+    shutil.copytree(mini[0].root, checkout.root, symlinks=True)
+    audit = "released_selection={dataset: synthetic_a/standard, methods: [linear_probe]}"
+    wanted = (f"{RESULTS}/selection.csv", "--configfile", CONFIG, "--config", audit)
+    patterns = ("adapter.safetensors", "predictions.*.parquet", "scores.*.json", "metrics.jsonl")
+    before = {name: path.read_bytes() for name, path in files(checkout, *patterns).items()}
+    long = (checkout.root / RESULTS / "long.parquet").read_bytes()
+    assert trained(checkout.snakemake(*wanted)) == ["linear_probe/default"]
+    after = {name: path.read_bytes() for name, path in files(checkout, *patterns).items()}
+    assert after == before
+    assert (checkout.root / RESULTS / "long.parquet").read_bytes() == long
+    table = pd.read_csv(checkout.root / RESULTS / "selection.csv")
+    assert list(table["seed"]) == [0] * 6 + [1] * 6
+    assert np.all(table["released"] >= table["last_epoch"])
+    assert "Nothing to be done" in checkout.snakemake(*wanted)
+    shutil.rmtree(checkout.root / RUNS / "linear_probe/default/seed1/epochs")
+    assert trained(checkout.snakemake("-n", *wanted)) == ["linear_probe/default"]
 
 
 def nothing(root: Path) -> None:
