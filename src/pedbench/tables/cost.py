@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,42 +15,45 @@ from pedbench.files import read_json
 from pedbench.results import display_name
 from pedbench.tables.definitions import Definition
 from pedbench.tables.model import Block, Cell, Column, Row, Table
-from pedbench.tables.source import Experiment, Results, place_of, row_of
+from pedbench.tables.source import Experiment, Place, Results, place_of, row_of
 
 PPT_CONSTANT = 1e7  # C of the PPT score
-PPT, SECONDS = "ppt", "seconds_fit"
 
 
 @dataclass(frozen=True)
-class Figure:
+class Quantity:
     """A column of cost.csv: its label, how it is written, and what it is multiplied with."""
 
     column: str
     label: str
     form: str = "{:,.1f}"
     factor: float = 1.0
+    group: str = ""
+
+    def cell(self, value: Any) -> Cell:
+        return Cell(float(value), printed=self.form.format(float(value) * self.factor))
 
 
 ANYWHERE = (  # the same on every device
-    Figure("parameters_allocated", "Allocated", "{:,.0f}"),
-    Figure("parameters_trained", "Trained", "{:,.0f}"),
-    Figure("parameters_effective", "Effective", "{:,.0f}"),
-    Figure("share_of_full", "% of CLIP", "{:.3g}"),
-    Figure("adapter_bytes", "Adapter (kB)", factor=1e-3),
-    Figure("gflop_per_image", "GFLOP/image", "{:.4f}"),
+    Quantity("parameters_allocated", "Allocated", "{:,.0f}", group="Parameters"),
+    Quantity("parameters_trained", "Trained", "{:,.0f}", group="Parameters"),
+    Quantity("parameters_effective", "Effective", "{:,.0f}", group="Parameters"),
+    Quantity("share_of_full", "% of CLIP", "{:.3g}"),
+    Quantity("adapter_bytes", "Adapter (kB)", factor=1e-3),
+    Quantity("gflop_per_image", "GFLOP/image", "{:.4f}"),
 )
 ON_DEVICE = (
-    Figure("train_images_per_s", "Train (images/s)"),
-    Figure("latency_ms_1", "Latency (ms)", "{:.2f}"),
-    Figure("images_per_s_1", "images/s at 1"),
-    Figure("images_per_s_8", "at 8"),
-    Figure("images_per_s_32", "at 32"),
-    Figure("train_peak_mb", "Peak train (MB)"),
-    Figure("predict_peak_mb", "Peak predict (MB)"),
-    Figure("energy_j_per_image", "J/image", "{:.2f}"),
+    Quantity("train_images_per_s", "Train (images/s)"),
+    Quantity("latency_ms_1", "Latency (ms)", "{:.2f}"),
+    Quantity("images_per_s_1", "images/s at 1"),
+    Quantity("images_per_s_8", "at 8"),
+    Quantity("images_per_s_32", "at 32"),
+    Quantity("train_peak_mb", "Peak train (MB)"),
+    Quantity("predict_peak_mb", "Peak predict (MB)"),
+    Quantity("energy_j_per_image", "J/image", "{:.2f}"),
 )
-OF_RUNS = Figure(SECONDS, "Training (s)")
-SCORE = Figure(PPT, "PPT", "{:.2f}")
+OF_RUNS = Quantity("seconds_fit", "Training (s)")
+PPT = Quantity("ppt", "PPT", "{:.2f}")
 CAPTION = (
     "Parameters: all that the built model holds, those that train, and of these the ones that get "
     "a gradient; % of CLIP: trained, as a share of the plain backbone's; adapter: the file that is "
@@ -68,59 +71,94 @@ def ppt(score: float, parameters: float) -> float:
     return score * math.exp(-math.log10(parameters / PPT_CONSTANT + 1))
 
 
+Key = tuple[str, Quantity]  # device and quantity
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A row of cost.csv. The device of the measurement and that of the runs are empty where there
+    is none; ``cells`` by device and quantity, the device empty where it does not matter."""
+
+    experiment: Experiment
+    device: str
+    device_of_runs: str
+    cells: Mapping[Key, Cell]
+
+
 def cost_table(definition: Definition, results: Results) -> Table | None:
     """One row per variant in cost.csv. None when there is no such file, or no row of it."""
-    if results.cost is None:
+    found = _measured(definition, results)
+    if not found:
         return None
+    devices = _names(variant.device for variant in found)
+    of_runs = _names(variant.device_of_runs for variant in found)
+    keys = [
+        *(("", quantity) for quantity in ANYWHERE),
+        *((device, quantity) for device in devices for quantity in ON_DEVICE),
+        *((device, OF_RUNS) for device in of_runs),
+        ("", PPT),
+    ]
+    keys = [key for key in keys if any(key in variant.cells for variant in found)]
+    rows = tuple(
+        Row(display_name(*row), (), tuple(v.cells.get(key, Cell()) for key in keys), *row)
+        for v in found
+        for row in (row_of(v.experiment),)
+    )
+    places = list(dict.fromkeys(place_of(variant.experiment) for variant in found))
+    block = Block("", rows, *(places[0] if len(places) == 1 else ("", "")))
+    columns = tuple(_column(*key, devices, of_runs) for key in keys)
+    caption = _caption(definition, places, devices, of_runs)
+    return Table(definition.name, definition.title, caption, (), columns, (block,), align="right")
+
+
+def _measured(definition: Definition, results: Results) -> list[Measured]:
+    """What ``definition`` shows and cost.csv has, in the table's order."""
+    if results.cost is None:
+        return []
     measured = {(*place_of(row), *row_of(row)): row for row in results.cost.to_dict("records")}
-    rows = [
-        (e, measured[key])
+    return [
+        _read(e, measured[key], results)
         for e in results.shown(definition)
         if (key := (*place_of(e), *row_of(e))) in measured
     ]
-    if not rows:
-        return None
-    columns: list[tuple[Column, Callable[[Experiment, Mapping[str, Any]], Cell]]] = []
 
-    def add(group: str, figure: Figure, here: Callable[..., bool] = lambda e, row: True) -> None:
-        def cell(e: Experiment, row: Mapping[str, Any]) -> Cell:
-            return _cell(figure, row) if here(e, row) else Cell()
 
-        columns.append((Column(group, figure.label, metric=figure.column), cell))
-
-    rows = [(e, {**row, PPT: _ppt(e, row, results)}) for e, row in rows]
-    for figure in ANYWHERE:
-        add("Parameters" if figure.column.startswith("parameters") else "", figure)
-    devices = list(dict.fromkeys(_device(row) for _, row in rows if _device(row)))
-    for device in devices:
-        for figure in ON_DEVICE:
-            if any(_given(row[figure.column]) for _, row in rows if _device(row) == device):
-                group = device if len(devices) > 1 else ""
-                add(group, figure, lambda e, row, d=device: _device(row) == d)
-    trained = list(dict.fromkeys(_device_of_runs(e) for e, row in rows if _given(row[SECONDS])))
-    for device in filter(None, trained):
-        group = f"Runs on {device}" if len(trained) > 1 else ""
-        add(group, OF_RUNS, lambda e, row, d=device: _device_of_runs(e) == d)
-    add("", SCORE)
-    places = dict.fromkeys("/".join(place_of(e)) for e, _ in rows)
-    shown = [
-        Row(display_name(*row_of(e)), (), tuple(of(e, row) for _, of in columns), *row_of(e))
-        for e, row in rows
+def _read(experiment: Experiment, row: Mapping[str, Any], results: Results) -> Measured:
+    device, of_runs = _device(row), _device_of_runs(experiment)
+    values = {**row, PPT.column: _ppt(experiment, row, results)}
+    keys = [
+        *(("", quantity) for quantity in (*ANYWHERE, PPT)),
+        *((device, quantity) for quantity in ON_DEVICE),
+        (of_runs, OF_RUNS),
     ]
-    place = next(iter(places)).split("/") if len(places) == 1 else ("", "")
-    block = Block("", tuple(shown), *place)
-    runs = f"; the runs: {', '.join(filter(None, trained))}" if any(trained) else ""
-    where = f"Measured on {', '.join(places)}; device: {'; '.join(devices) or 'unknown'}{runs}."
-    caption = " ".join(filter(None, (definition.caption, where, CAPTION)))
-    heads = tuple(column for column, _ in columns)
-    return Table(definition.name, definition.title, caption, (), heads, (block,), align="right")
+    given = [(on, quantity) for on, quantity in keys if _given(values[quantity.column])]
+    cells = {(on, quantity): quantity.cell(values[quantity.column]) for on, quantity in given}
+    return Measured(experiment, device, of_runs if (of_runs, OF_RUNS) in cells else "", cells)
 
 
-def _cell(figure: Figure, row: Mapping[str, Any]) -> Cell:
-    value = row[figure.column]
-    if not _given(value):
-        return Cell()
-    return Cell(float(value), printed=figure.form.format(float(value) * figure.factor))
+def _names(devices: Iterable[str]) -> list[str]:
+    return [device for device in dict.fromkeys(devices) if device]
+
+
+def _column(
+    device: str, quantity: Quantity, devices: Sequence[str], of_runs: Sequence[str]
+) -> Column:
+    """Headed by the device if there are several."""
+    group = quantity.group
+    if quantity in ON_DEVICE and len(devices) > 1:
+        group = device
+    if quantity is OF_RUNS and len(of_runs) > 1:
+        group = f"Runs on {device}"
+    return Column(group, quantity.label, metric=quantity.column)
+
+
+def _caption(
+    definition: Definition, places: Sequence[Place], devices: Sequence[str], of_runs: Sequence[str]
+) -> str:
+    where = ", ".join("/".join(place) for place in places)
+    runs = f"; the runs: {', '.join(of_runs)}" if of_runs else ""
+    measured = f"Measured on {where}; device: {'; '.join(devices) or 'unknown'}{runs}."
+    return " ".join(filter(None, (definition.caption, measured, CAPTION)))
 
 
 def _given(value: Any) -> bool:

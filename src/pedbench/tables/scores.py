@@ -93,10 +93,14 @@ def columns_of(
         printed = {metric for row in published for at, metric in row.scores if at == place}
         in_use = _metrics(definition.metrics, results, printed, measured)
         for metric in dict.fromkeys(in_use):
-            label = f"F1 ({F1S[metric]})" if metric in F1S else metric.replace("_", " ")
             group = definition.labels.get(place, name)
-            columns.append(Column(group, label, dataset, split, key=metric))
+            columns.append(Column(group, label_of(metric), dataset, split, key=metric))
     return columns
+
+
+def label_of(metric: str) -> str:
+    """A metric as columns are headed; an F1 by its definition."""
+    return f"F1 ({F1S[metric]})" if metric in F1S else metric.replace("_", " ")
 
 
 def _metrics(

@@ -8,7 +8,8 @@ from pedbench.collect import select
 from pedbench.results import display_name, headline
 from pedbench.tables.definitions import METRICS, Definition
 from pedbench.tables.model import Block, Cell, Column, Row, Table, cell_of
-from pedbench.tables.source import Results, place_of, row_of
+from pedbench.tables.scores import label_of
+from pedbench.tables.source import Results, variants
 
 COLUMNS = {  # name -> label and how it comes from selection.csv
     "last_epoch": "last epoch",
@@ -35,32 +36,32 @@ def selection_table(definition: Definition, results: Results) -> Table | None:
         released_minus_validation=results.selection["released"] - results.selection["validation"],
         released_minus_last=results.selection["released"] - results.selection["last_epoch"],
     )
-    names = {}
-    for metric in definition.metrics:
-        name = headline(results.protocol) if metric == "F1" else METRICS[metric]
-        if name in set(table["metric"]):
-            shown = name.replace("F1_", "F1 (") + ")" if name.startswith("F1_") else metric
-            names[name] = shown
-    columns = tuple(
-        Column(shown, label, metric=f"{shown} {column}", key=f"{name} {column}")
-        for name, shown in names.items()
-        for column, label in COLUMNS.items()
-    )
+    labels = _labels(definition, results)
+    pairs = [(metric, column) for metric in labels for column in COLUMNS]
     blocks = []
     for dataset, split in results.places(definition):
-        here = [e for e in results.shown(definition) if place_of(e) == (dataset, split)]
         rows = []
-        for method, variant in map(row_of, here):
+        for method, variant in variants(results.shown(definition)):
             own = select(table, dataset=dataset, split=split, method=method, variant=variant)
             if len(own):
-                cells = tuple(_cell(own, *column.key.split(" ")) for column in columns)
+                cells = tuple(_cell(own, *pair) for pair in pairs)
                 rows.append(Row(display_name(method, variant), (), cells, method, variant))
         if rows:
             blocks.append(Block(f"{dataset}/{split}", tuple(rows), dataset, split))
     if not blocks:
         return None
+    columns = tuple(
+        Column(labels[metric], COLUMNS[column], metric=f"{labels[metric]} {column}")
+        for metric, column in pairs
+    )
     caption = " ".join(filter(None, (CAPTION, definition.caption)))
     return Table(definition.name, definition.title, caption, (), columns, tuple(blocks))
+
+
+def _labels(definition: Definition, results: Results) -> dict[str, str]:
+    """Metric of selection.csv -> its heading; "F1" is the protocol's."""
+    wanted = [headline(results.protocol) if m == "F1" else m for m in definition.metrics]
+    return {METRICS[metric]: label_of(metric) for metric in wanted}
 
 
 def _cell(rows: pd.DataFrame, metric: str, column: str) -> Cell:
