@@ -142,7 +142,8 @@ def test_one_run_has_no_deviation_and_a_refused_one_is_a_dash_with_its_reason(ta
         assert text.count(" full was not run on b: needs patch tokens.") == 1
 
 
-def test_the_docs_show_the_same_cells(tables, tmp_path):
+def test_the_docs_show_the_same_cells(tables, fake, tmp_path):
+    write_json(tables / "plan.json", fake.plan)
     copy_results(tables, tmp_path / "kept.csv")
     page = tmp_path / "page.md"
     markers = "<!-- generated: results -->\n<!-- end -->"
@@ -247,7 +248,7 @@ def test_departures_tell_a_variants_values_from_its_methods():
 
 
 def test_attributes_and_index(tables):
-    attributes = pd.read_csv(tables / "tables" / "attributes.csv")
+    attributes = pd.read_csv(tables / "tables" / "per_attribute.csv")
     assert set(attributes["attribute"]) == {"hat", "bag", "a_b"}
     index = (tables / "tables" / "index.md").read_text()
     assert "![A curve](../figures/curve.png)\n\n**A curve.** It \\<rises>.\n" in index
@@ -512,6 +513,8 @@ def test_the_documents_example_is_valid(tmp_path):
         ({"places": ["a"]}, "dataset/split, e.g. peta/standard"),
         ({"split": "standard", "places": ["a/standard"]}, "exclude each other"),
         ({"kind": "costs"}, "kind: 'costs' is not one of"),
+        ({"kind": "selection", "metrics": ["F1_label"]}, "metrics: unknown metric 'F1_label'"),
+        ({"kind": "selection", "metrics": ["mA", "AP"]}, "metrics: unknown metric 'AP'"),
         ({"kind": "cost", "metrics": ["mA"]}, "'metrics' means nothing in a table of kind cost"),
         ({"columns": [{"label": "x", "measured": "mm_layer"}]}, "did you mean 'mm_layers'?"),
         ({"columns": [{"label": "x", "tick": {"above": 0}}]}, "name it with 'measured'"),

@@ -29,6 +29,7 @@ METRICS = {
     "AP": "AP",
     "AUC": "AUC",
 }
+OF_EPOCHS = ("mA", "Acc", "Prec", "Recall", "F1", "F1_instance", "F1_harmonic")  # selection.csv's
 FACTS = ("backbone", "parameters_trained", "parameters_trained_M")  # of a run, besides settings
 NONE = "none"  # no baseline
 ALLOWED = {  # keys of each kind, besides those of all
@@ -36,7 +37,7 @@ ALLOWED = {  # keys of each kind, besides those of all
     "cost": (),
     "selection": ("split", "places", "metrics"),
 }
-RESERVED = ("index", "notes", "tuning", "attributes", "intervals", "vs_baseline", "all_pairs")
+RESERVED = ("index", "notes", "tuning", "per_attribute", "intervals", "vs_baseline", "all_pairs")
 
 Kind = Literal["scores", "cost", "selection"]
 Variant = tuple[str, str]  # method, variant
@@ -109,7 +110,7 @@ def _read(name: str, entry: Mapping[str, Any]) -> Definition:
     if "split" in entry and "places" in entry:
         raise PedbenchError(f"{where}: 'split' and 'places' exclude each other; delete one")
     for metric in entry.get("metrics", ()):
-        _known(f"{where}.metrics", "metric", metric, METRICS)
+        _known(f"{where}.metrics", "metric", metric, OF_EPOCHS if kind == "selection" else METRICS)
     for i, column in enumerate(entry.get("columns", ())):
         _check_column(f"{where}.columns.{i}", column)
     _check_variants(f"{where}.rows", entry.get("rows", ()))

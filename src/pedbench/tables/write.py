@@ -34,7 +34,7 @@ from pedbench.tables.source import Experiment, Results
 from pedbench.tables.text import departures
 from pedbench.tune import PRESET, tuning_markdown
 
-NOTES, TUNING, ATTRIBUTES = "notes.md", "tuning.md", "attributes.csv"
+NOTES, TUNING, PER_ATTRIBUTE = "notes.md", "tuning.md", "per_attribute.csv"
 CAPTIONS = "captions.json"  # of a folder of pictures: name -> title, caption
 ROW = ["dataset", "split", "method", "variant"]
 KINDS: dict[Kind, Callable[[Definition, Results], Table | None]] = {
@@ -121,7 +121,7 @@ def write_tables(
     for table in tables:
         for kind, form in FORMATS.items():
             write_text(out / f"{table.name}.{kind}", form(table))
-    write_text(out / ATTRIBUTES, attributes_csv(scores))
+    write_text(out / PER_ATTRIBUTE, per_attribute_csv(scores))
     for name in COPIED:
         write_text(out / name, (stats / name).read_text(encoding="utf-8"))
     settings = departures(list(results.specs.values()))
@@ -162,7 +162,7 @@ def test_scores(long: pd.DataFrame, experiments: Sequence[Experiment]) -> pd.Dat
     return scores.assign(value=100 * scores["value"])
 
 
-def attributes_csv(scores: pd.DataFrame) -> str:
+def per_attribute_csv(scores: pd.DataFrame) -> str:
     """Every metric of every attribute, mean and standard deviation over the seeds."""
     rows = scores.query("attribute != ''")
     values = rows.groupby([*ROW, "attribute", "metric"])["value"]
@@ -201,7 +201,7 @@ def index(
     theirs = [of(table) for table in tables if "/" in table.name]
     links = {
         **COPIED,
-        ATTRIBUTES: "metrics of each attribute",
+        PER_ATTRIBUTE: "metrics of each attribute",
         NOTES: "settings, published numbers",
     }
     if tuned:
