@@ -15,8 +15,9 @@ from pedbench import registry
 from pedbench.collect import select
 from pedbench.config import DEFAULT, ROOT, read_protocol, read_variants
 from pedbench.contracts import PedbenchError, Split
-from pedbench.files import write_text
+from pedbench.files import read_json, write_text
 from pedbench.results import display_name
+from pedbench.tables.definitions import DEFINITIONS
 from pedbench.tables.model import Block, Cell, Column, Row, Table, ranked
 from pedbench.tables.render import FIELDS, to_markdown
 from pedbench.tune import tuning_markdown
@@ -24,6 +25,7 @@ from pedbench.tune import tuning_markdown
 RESULTS = "resources/embedded_results.csv"
 METHODS = "docs/methods.md"
 WITH_RESULTS = ("README.md", "docs/embedded-default.md")  # between these two lines:
+RUN_PLAN = "run the plan first: snakemake --cores all results/tables"
 BAR = "\\|"  # in a cell
 BLOCK = re.compile(r"(<!-- generated: results(?: (\w+))? -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -85,20 +87,26 @@ def copy_results(results: Path, out: Path = ROOT / RESULTS) -> None:
     """Keep mA and F1 of the tables of a finished plan below ``results`` as ``out``: one row per
     dataset, split, method, variant and metric, in the tables' order.
 
-    Raises PedbenchError when there are no tables.
+    They are read from the tables named after the plan's splits. Raises PedbenchError when one of
+    them is missing.
     """
-    files = [results / "tables" / f"{split}.csv" for split in get_args(Split)]
-    found = [pd.read_csv(file) for file in files if file.is_file()]
-    if not found:
-        raise PedbenchError(
-            f"{results}: no tables/{get_args(Split)[0]}.csv in it; run the plan first: "
-            "snakemake --cores all results/tables"
-        )
+    plan = results / "plan.json"
+    if not plan.is_file():
+        raise PedbenchError(f"{plan}: no such file; {RUN_PLAN}")
+    splits = {e["split"] for e in read_json(plan)["experiments"] if e["in_tables"]}
+    files = [results / "tables" / f"{name}.csv" for name in get_args(Split) if name in splits]
+    for file in files:
+        if not file.is_file():
+            raise PedbenchError(
+                f"{file}: no such file, and the docs are written from it; {RUN_PLAN}, with a table "
+                f"'{file.stem}' in {DEFINITIONS}"
+            )
+    found = [pd.read_csv(file) for file in files]
     table = pd.concat(found)
     table = table.dropna(subset="method")  # published rows have none
     table = table[(table["metric"] == "mA") | table["metric"].str.startswith("F1")]
     columns = [field for field in FIELDS if field != "name"]
-    write_text(out, table[columns].to_csv(index=False, float_format="%.6f"))
+    write_text(out, table.to_csv(columns=columns, index=False, float_format="%.6f"))
 
 
 def read_results(file: Path) -> pd.DataFrame:

@@ -11,6 +11,7 @@ import torch
 from pedbench import describe, registry
 from pedbench.cli import main
 from pedbench.contracts import Attribute, PedbenchError, Task
+from pedbench.files import write_json
 from pedbench.nn.backbone import shape_only
 
 RAP = 51  # attributes of RAPv1, for which the headers count parameters
@@ -97,10 +98,15 @@ a,{split},zero_shot,default,Zero-shot CLIP,mA,60.0,,1,↓
 
 
 def test_numbers_are_kept_from_a_plans_tables(tmp_path):
-    with pytest.raises(PedbenchError, match="no tables/standard.csv in it; run the plan first"):
+    with pytest.raises(PedbenchError, match="plan.json: no such file; run the plan first"):
         describe.copy_results(tmp_path)
+    splits = ("standard", "zero_shot")
+    experiments = [{"split": split, "in_tables": True} for split in splits]
+    write_json(tmp_path / "plan.json", {"experiments": experiments})
     (tmp_path / "tables").mkdir()
-    for split in ("standard", "zero_shot"):
+    for split in splits:
+        with pytest.raises(PedbenchError, match=f"{split}.csv: .* '{split}' in config/tables.yaml"):
+            describe.copy_results(tmp_path)
         (tmp_path / "tables" / f"{split}.csv").write_text(TABLE.format(split=split))
     out = tmp_path / "kept.csv"
     describe.copy_results(tmp_path, out)
