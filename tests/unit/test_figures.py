@@ -195,9 +195,11 @@ def test_bands_are_of_one_kind(material):
     several = SWEEP | {"lines": lines}
     assert sweeps.all_tested(material, several)
     assert "over test images and seeds" in sweeps.picture(material, several).caption
-    band = sweeps.of_stats(material, PLACE, lines[1], "F1")
-    row = select(material.intervals, method="full", metric="F1")
+    band = sweeps.of_stats(material, PLACE, lines[1], material.f1)
+    row = select(material.intervals, method="full", metric=material.f1)
     assert band["ci_low"] == row["ci_low"].to_numpy()
+    only_ma = replace(material, intervals=material.intervals.query("metric != 'F1'"))
+    assert sweeps.picture(only_ma, several).figure  # F1 need not be tested to be drawn
 
 
 def test_values_that_are_no_numbers_stand_evenly_spaced():

@@ -14,8 +14,7 @@ from pedbench.collect import select
 from pedbench.config import ROOT
 from pedbench.figures.material import Material, Place, words
 from pedbench.figures.style import GREY, WIDTH, Picture, looks, wide
-
-PUBLISHED = ROOT / "resources/published"
+from pedbench.published import FOLDER, read_lines
 
 
 def pictures(m: Material) -> Iterator[Picture]:
@@ -37,7 +36,7 @@ def picture(m: Material, sweep: Mapping[str, Any]) -> Picture:
         for line, look in zip(lines, looks(len(lines)), strict=True):
             points: Any = curve(line, values, 1 - m.plan["comparison"]["alpha"])
             if tested:
-                points = points.assign(**of_stats(m, place, line, label))
+                points = points.assign(**of_stats(m, place, line, metric))
             x = positions(points["value"], lines)
             name = m.name((line["method"], line["base"]))
             ax.plot(x, points["mean"], label=name, **look)
@@ -91,7 +90,7 @@ def all_tested(m: Material, sweep: Mapping[str, Any]) -> bool:
 def of_stats(
     m: Material, place: Place, line: Mapping[str, Any], metric: str
 ) -> dict[str, np.ndarray]:
-    """``ci_low`` and ``ci_high`` of the statistics at the points of ``line``."""
+    """``ci_low`` and ``ci_high`` at the points of ``line`` of a metric of the long table."""
     dataset, split = place
     found = select(m.intervals, dataset=dataset, split=split, metric=metric, method=line["method"])
     found = found.set_index("variant").loc[[point["variant"] for point in line["points"]]]
@@ -135,10 +134,10 @@ def published(parameter: str, place: Place, f1: str) -> pd.DataFrame:
     over images, so it stands only beside that.
     """
     names = ["value", "metric", "low", "high", "source"]
-    path = PUBLISHED / f"sweep_{parameter}.csv"
-    if not path.is_file() or place[1] != "standard":
+    file = f"sweep_{parameter}.csv"
+    if not (ROOT / FOLDER / file).is_file() or place[1] != "standard":
         return pd.DataFrame(columns=names)
-    table: Any = pd.read_csv(path)
+    table: Any = pd.DataFrame(read_lines(file, "figures"))
     table = table[table["dataset"].str.lower() == place[0]]
     if parameter in table:
         metrics = [name for name in ("mA", "F1") if name in table]
@@ -149,6 +148,8 @@ def published(parameter: str, place: Place, f1: str) -> pd.DataFrame:
         table = table.assign(value=np.nan)
     if f1 != "F1_instance":
         table = table[table["metric"] != "F1"]
+    numbers = ["value", "low", "high"]
+    table[numbers] = table[numbers].apply(pd.to_numeric)
     return table[names].reset_index(drop=True)
 
 
