@@ -110,6 +110,28 @@ def test_blocks_are_complete_and_a_single_run_stands_for_every_seed():
     assert np.isnan(ranks.friedman(ranks.complete(table))).all()  # two variants
 
 
+def test_runs_repeated_for_every_seed_are_one_block_per_place():
+    x, y, z = ("x", "d"), ("y", "d"), ("z", "d")
+    of_place = {x: {0: 1.0}, y: {0: 2.0}, z: {1: 3.0, 2: 4.0, 3: 5.0}}
+    table = ranks.blocks(dict.fromkeys(("a/s", "b/s"), of_place))
+    assert len(table) == 6
+    assert ranks.wilcoxon(table, z, y)["blocks"] == 6
+    found = ranks.wilcoxon(table, x, y)
+    assert (found["blocks"], found["places"], found["p"], found["floor"]) == (2, 2, 0.5, 0.5)
+    single = ranks.blocks({place: {x: {0: 1.0}, y: {5: 2.0}} for place in ("a/s", "b/s")})
+    assert len(single) == 2
+
+
+@pytest.mark.parametrize(
+    ("d", "floor"), [([0, 0, 1, 2, 3, 4, 5], 0.0625), ([1, 2, 3, 4, 5], 0.0625), ([0, 0], 1.0)]
+)
+def test_the_floor_counts_no_zero_differences(d, floor):
+    index = pd.MultiIndex.from_product([["a/s"], range(len(d))], names=["place", "seed"])
+    table = pd.DataFrame({A: np.add(d, range(len(d))), B: range(len(d))}, index, dtype=float)
+    found = ranks.wilcoxon(table, A, B)
+    assert found["floor"] == floor == found["p"]
+
+
 def test_friedman_and_nemenyi_of_methods_in_a_fixed_order():
     index = pd.MultiIndex.from_product([list("abc"), range(3)], names=["place", "seed"])
     columns = pd.MultiIndex.from_tuples([(name, "") for name in "wxyz"])

@@ -18,10 +18,12 @@ from pedbench.stats.bootstrap import Floats, Row, Variant
 
 
 def blocks(values: Mapping[str, Mapping[Variant, Mapping[int, float]]]) -> pd.DataFrame:
-    """The table from ``values[place][variant][seed]``; a single run stands for every seed."""
+    """The table from ``values[place][variant][seed]``; a single run stands for every seed, and a
+    place of single runs is one block."""
     rows = {}
     for place, by_variant in values.items():
-        for seed in sorted({seed for by_seed in by_variant.values() for seed in by_seed}):
+        repeated = [by_seed for by_seed in by_variant.values() if len(by_seed) > 1]
+        for seed in sorted({seed for by_seed in repeated for seed in by_seed}) or [0]:
             rows[place, seed] = {
                 variant: next(iter(by_seed.values())) if len(by_seed) == 1 else by_seed.get(seed)
                 for variant, by_seed in by_variant.items()
@@ -44,10 +46,12 @@ def by_place(table: pd.DataFrame) -> pd.DataFrame:
 def wilcoxon(table: pd.DataFrame, a: Variant, b: Variant) -> Row:
     """Wilcoxon's signed-rank test (two-sided) of ``a - b`` over the blocks that have both.
 
-    ``floor`` is the smallest p-value that so many blocks allow. ``p_places`` and ``floor_places``
-    are those with places as blocks.
+    Two variants of single runs have one block per place. ``floor`` is the smallest p-value that
+    so many blocks allow. ``p_places`` and ``floor_places`` are those with places as blocks.
     """
     pair = pd.DataFrame(table[[a, b]]).dropna()
+    if (pair.groupby(level="place").nunique() == 1).all(axis=None):
+        pair = pair.groupby(level="place").head(1)  # the same runs, repeated for every seed
     d, places = (np.subtract(*rows.to_numpy().T) for rows in (pair, by_place(pair)))
     statistic, p = _signed_ranks(d)
     return {
@@ -70,8 +74,8 @@ def _signed_ranks(d: Floats) -> tuple[float, float]:
 
 
 def _floor(d: Floats) -> float:
-    """All of n signs equal, either way: 2 / 2^n."""
-    return min(1.0, 2.0 ** (1 - len(d)))
+    """All of n signs equal, either way: 2 / 2^n. The test drops differences of zero."""
+    return min(1.0, 2.0 ** (1 - np.count_nonzero(d)))
 
 
 def mean_ranks(table: pd.DataFrame) -> pd.Series:
