@@ -95,6 +95,7 @@ rule figures:
         cost=f"{RESULTS}/cost.csv",
         selection=f"{RESULTS}/selection.csv",
         stats=f"{RESULTS}/stats",
+        published=published_numbers,
     output:
         pictures_for_report(f"{RESULTS}/figures"),
     log:
@@ -153,6 +154,7 @@ rule tables:
         pictures=f"{RESULTS}/pictures",
         track=f"{RESULTS}/mlflow.json",
         texts=inputs_of_tables,
+        published=published_numbers,
     output:
         tables_for_report(f"{RESULTS}/tables"),
     log:

@@ -15,11 +15,14 @@ def keep_epochs(*names):
 
 
 def inputs_of_tables(wildcards):
-    """What says which tables there are, captions, published rows, the report of the tuning."""
+    """What says which tables there are, captions, the report of the tuning."""
     presets = [PRESET] if PRESET in PLAN.config["presets"] else []
-    published = sorted(map(str, Path("resources/published").glob("*.csv")))
-    texts = [DEFINITIONS, "config/protocols/paper.yaml", *published]
-    return [*texts, *(f"{PRESETS}/{p}.json" for p in presets)]
+    records = [f"{PRESETS}/{preset}.json" for preset in presets]
+    return [DEFINITIONS, "config/protocols/paper.yaml", *records]
+
+
+def published_numbers(wildcards):
+    return sorted(map(str, Path("resources/published").glob("*.csv")))
 
 
 def records_of_tuning(wildcards):
