@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-from zlib import crc32
 
 import numpy as np
 
@@ -21,7 +20,15 @@ from pedbench.manifest import Manifest, read_manifest
 from pedbench.plan import Comparison, runs_of
 from pedbench.registry import suggest
 from pedbench.results import Run, headline, read_runs
-from pedbench.stats import Samples, Unit, family, pair_seeds, resample_runs, units_of
+from pedbench.stats import (
+    Samples,
+    family,
+    pair_seeds,
+    resample_runs,
+    stream,
+    unit_of,
+    units_of,
+)
 from pedbench.tasks import par
 
 UNITS = {"image": "images", "identity": "persons"}
@@ -87,8 +94,7 @@ def versus(
         runs = [*named(a, place), *named(b, place)]
         check_same(a, b, dataset, runs)
         manifest = (b if b.local else a).manifest(dataset)
-        unit: Unit = "identity" if split == "zero_shot" else "image"
-        rng = np.random.default_rng([settings.seed, crc32(place.encode())])  # as in stats
+        unit, rng = unit_of(split), np.random.default_rng(stream(settings.seed, dataset, split))
         samples = resample_runs(runs, manifest, metrics, resamples, unit, rng)
         by_seed = values_of(samples, place)
         identity = manifest.subset(split, "test").rows["identity"].to_numpy()

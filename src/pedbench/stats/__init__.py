@@ -4,7 +4,15 @@
 ``write`` touches files.
 """
 
-from pedbench.stats.bootstrap import Sample, Samples, Unit, family, pair_seeds, units_of
+from pedbench.stats.bootstrap import (
+    Sample,
+    Samples,
+    family,
+    pair_seeds,
+    stream,
+    unit_of,
+    units_of,
+)
 from pedbench.stats.write import (
     ALL_PAIRS,
     ATTRIBUTES,
@@ -28,13 +36,14 @@ __all__ = [
     "RANKS",
     "Sample",
     "Samples",
-    "Unit",
     "VS_BASELINE",
     "WILCOXON",
     "family",
     "pair_seeds",
     "read_stats",
     "resample_runs",
+    "stream",
+    "unit_of",
     "units_of",
     "write_stats",
 ]

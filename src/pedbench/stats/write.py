@@ -6,7 +6,6 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations, groupby, permutations
 from pathlib import Path
-from zlib import crc32
 
 import numpy as np
 import pandas as pd
@@ -30,6 +29,8 @@ from pedbench.stats.bootstrap import (
     draw,
     family,
     intervals,
+    stream,
+    unit_of,
     units_of,
 )
 from pedbench.stats.permutation import permutation
@@ -125,9 +126,7 @@ def compare_place(
 ) -> Samples:
     """Everything within one dataset and split, into ``files``; returns its resampled metrics."""
     dataset, split, protocol = runs[0].dataset, runs[0].split, runs[0].protocol
-    # Streams of its own for each place: narrowing the run changes no p-value.
-    entropy = [seed, crc32(f"{dataset}/{split}".encode())]
-    unit: Unit = "identity" if split == "zero_shot" else "image"  # about new persons, or not
+    entropy, unit = stream(seed, dataset, split), unit_of(split)
     named = {m: headline(protocol) if m == "F1" else m for m in (*metrics, *par.OVERALL)}
     predictions = [read_predictions(run, manifest, "test") for run in runs]
     every = by_run(runs, predictions, resamples, unit, np.random.default_rng(entropy), curves=True)
