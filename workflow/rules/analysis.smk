@@ -56,7 +56,7 @@ rule cost:
         f"{RESULTS}/logs/cost.log",
     conda:
         "../envs/pedbench.yaml"
-    threads: workflow.cores or 1  # nothing beside it: it measures time
+    threads: workflow.resource_settings.cores or 1  # nothing beside it: it measures time
     resources:
         gpu=min(1, GPUS),
     params:
