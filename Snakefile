@@ -20,6 +20,7 @@ from pedbench.devices import visible_gpus
 from pedbench.estimate import describe
 from pedbench.files import digest
 from pedbench.plan import check_results_folder, config_source, lost, make_plan
+from pedbench.registry import check_titles
 from pedbench.runs import refusal
 from pedbench.tables.definitions import DEFINITIONS, read_definitions
 from pedbench.tune import PRESET, PRESETS, tuned
@@ -32,6 +33,7 @@ try:
         read_yaml(file)  # refuses a key that stands twice; Snakemake keeps the last
     PLAN = make_plan(config, source)
     check_results_folder(PLAN.results)
+    check_titles(sorted({e.method for e in PLAN.experiments}))
     read_definitions()  # of the tables: a mistake is known before anything runs
     if "tune" in sys.argv[1:]:
         tuned(PLAN)  # refused in one sentence; in an input function with a traceback

@@ -65,6 +65,24 @@ def summary(kind: Kind, name: str) -> str:
     return docstring.partition("\n")[0].rstrip(".")
 
 
+def title(name: str) -> str:
+    """What tables and figures call method ``name``: its docstring up to the first line's colon."""
+    return summary("method", name).partition(":")[0] or name
+
+
+def check_titles(names: Iterable[str]) -> None:
+    """Raises PedbenchError when two of these methods have the same title."""
+    first: dict[str, str] = {}
+    for name in names:
+        other = first.setdefault(title(name), name)
+        if other != name:
+            raise PedbenchError(
+                f"methods/{other}.py and methods/{name}.py have the same title, '{title(name)}', "
+                "so no table could tell them apart: give one of them another, in the first line "
+                "of its docstring, up to the colon"
+            )
+
+
 def header(name: str) -> dict[str, str]:
     """What the docstring of method ``name`` says under the keywords of `HEADER`, a line each.
 

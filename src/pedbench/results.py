@@ -1,4 +1,4 @@
-"""Reading run folders: ``results/runs/{dataset}/{split}/{method}/{variant}/seed{n}/``.
+"""Reading results: the plan and ``runs/{dataset}/{split}/{method}/{variant}/seed{n}/``.
 
 Everything after training (scores, statistics, tables, figures, tracking) reads runs through
 here and imports no torch.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,9 @@ from pedbench.contracts import PedbenchError
 from pedbench.files import read_json
 from pedbench.manifest import Manifest
 
+Document = dict[str, Any]  # the contents of a JSON file
+
+PLAN = "plan.json"
 KEYS = ("dataset", "split", "method", "variant", "seed")
 
 
@@ -57,6 +60,37 @@ class Predictions:
     probabilities: np.ndarray
     labels: np.ndarray
     identity: np.ndarray
+
+
+def read_plan(root: Path) -> Document:
+    """The plan of the results in ``root``, with the folders of its runs as seen from here.
+
+    Raises PedbenchError when there is none.
+    """
+    if not (root / PLAN).is_file():
+        raise PedbenchError(
+            f"{root / PLAN}: no such file, so no results are here; run 'snakemake --cores all "
+            f"{root}/tables', or name another folder with --results"
+        )
+    return located(read_json(root / PLAN), PurePosixPath(root.as_posix()))
+
+
+def located(plan: Mapping[str, Any], root: PurePosixPath) -> Document:
+    """``plan`` with its results in ``root``, wherever they were made. The datasets' own folders,
+    which only their owner has, are left out."""
+    return {
+        **plan,
+        "results": str(root),
+        "datasets": {
+            name: {k: v for k, v in d.items() if k != "root"}
+            | {"manifest": str(root / "manifests" / f"{name}.parquet")}
+            for name, d in plan["datasets"].items()
+        },
+        "experiments": [
+            {**e, "folder": str(root.joinpath("runs", *(e[key] for key in KEYS[:-1])))}
+            for e in plan["experiments"]
+        ],
+    }
 
 
 def read_variant(folder: Path) -> Mapping[str, Any]:
@@ -119,7 +153,7 @@ def headline(protocol: Mapping[str, Any]) -> str:
 def display_name(method: str, variant: str) -> str:
     """``PromptPAR (region deep)``: the title that opens the method's docstring, and the variant."""
     try:
-        title = registry.summary("method", method).partition(":")[0]
+        title = registry.title(method)
     except PedbenchError:  # results may outlive the file of their method
         title = method
     return title if variant == DEFAULT else f"{title} ({variant.replace('_', ' ')})"

@@ -102,6 +102,11 @@ every = pytest.mark.parametrize("setting", CASES, indirect=True, ids="/".join)
 trained = pytest.mark.parametrize("setting", TRAINED, indirect=True, ids="/".join)
 
 
+@pytest.mark.parametrize("name", registry.methods())
+def test_its_title_is_its_own(name):
+    assert [m for m in registry.methods() if registry.title(m) == registry.title(name)] == [name]
+
+
 @every
 def test_maps_of_where_it_looks_need_nothing_of_a_method(setting):
     model, size, patch = setting.build().eval(), setting.backbone.image_size, setting.backbone.patch

@@ -134,6 +134,19 @@ def test_the_header_is_read_without_running_the_file(tmp_path, monkeypatch):
     assert registry.class_attribute("lora", "needs_tokens") is False
 
 
+def test_two_methods_with_one_title_are_refused(tmp_path, monkeypatch):
+    (tmp_path / "methods").mkdir()
+    for name in ("lora", "my_lora"):
+        (tmp_path / f"methods/{name}.py").write_text(HEADED)
+    (tmp_path / "methods/bare.py").write_text("")
+    monkeypatch.setattr(registry, "_PACKAGE", tmp_path)
+    assert (registry.title("lora"), registry.title("bare")) == ("Lora", "bare")
+    registry.check_titles(["bare", "lora"])
+    told = r"^methods/lora.py and methods/my_lora.py have the same title, 'Lora'"
+    with pytest.raises(PedbenchError, match=told):
+        registry.check_titles(["bare", "lora", "my_lora"])
+
+
 @pytest.mark.parametrize("stop", ["1 / 0", "raise SystemExit(3)", "import no_such_package"])
 def test_a_plugin_that_raises_on_import_is_named(stop, tmp_path, monkeypatch):
     import pedbench.methods as package
