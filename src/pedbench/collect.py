@@ -89,6 +89,27 @@ def read_long(path: Path) -> pd.DataFrame:
         raise PedbenchError(f"{path}: not readable ({error}); delete it and run again") from error
 
 
+def read_csv(path: Path) -> pd.DataFrame:
+    """A CSV file of another step; only an empty field is undefined, whatever a variant is called.
+
+    Raises PedbenchError when it is missing or not readable.
+    """
+    try:
+        return pd.read_csv(path, keep_default_na=False, na_values=[""])
+    except (OSError, ValueError) as error:
+        raise PedbenchError(f"{path}: not readable ({error}); delete it and run again") from error
+
+
+def rank_by_validation(
+    rows: Iterable[tuple[str, str]], long: pd.DataFrame, dataset: str, split: str
+) -> list[tuple[str, str]]:
+    """``rows``, methods with their variants, by the mean of the seeds' mA on validation images,
+    highest first; equal ones, and those without a value, keep their order."""
+    scores = select(long, dataset=dataset, split=split, subset="val", metric="mA", attribute="")
+    means: Any = scores.groupby(["method", "variant"])["value"].mean().fillna(-1.0)
+    return sorted(rows, key=lambda row: -means.get(row, -1.0))
+
+
 def select(table: pd.DataFrame, **values: Any) -> pd.DataFrame:
     """The rows of ``table`` whose columns have these ``values``."""
     for name, value in values.items():  # noqa: B007

@@ -6,12 +6,15 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from pedbench.contracts import PedbenchError
+
+CAPTIONS = "captions.json"  # of a folder of pictures: name -> title, caption, category
 
 
 def canonical_json(value: Any) -> str:
@@ -49,6 +52,16 @@ def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
             temporary.unlink()
 
 
+def empty_folder(path: Path) -> None:
+    """Delete what is below ``path``, which need not exist. Raises PedbenchError when it cannot."""
+    try:
+        if path.exists():
+            shutil.rmtree(path)
+        path.mkdir(parents=True)
+    except OSError as error:
+        raise PedbenchError(explain_os_error(path, error)) from error
+
+
 def explain_os_error(path: Path, error: OSError) -> str:
     """One paragraph for a failed write: what could not be written, why, and the way out."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -80,3 +93,9 @@ def read_json(path: Path) -> Any:
         raise PedbenchError(
             f"{path}: not valid JSON ({error}); delete it and run again, it will be made anew"
         ) from error
+
+
+def read_captions(folder: Path) -> dict[str, dict[str, str]]:
+    """What a folder of pictures says of each; empty where it says nothing."""
+    path = folder / CAPTIONS
+    return read_json(path) if path.is_file() else {}

@@ -17,7 +17,6 @@ import matplotlib
 import numpy as np
 import pandas as pd
 import torch
-from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -25,11 +24,11 @@ from PIL import Image
 from torch import Tensor
 
 from pedbench import registry
-from pedbench.collect import read_long, select
+from pedbench.collect import rank_by_validation, read_long
 from pedbench.contracts import UNKNOWN, Attribute, Region
 from pedbench.data import Images
-from pedbench.figures.style import BLUE, ORANGE, STYLE, WIDTH, Picture, save
-from pedbench.files import read_json, write_json
+from pedbench.figures.style import BLUE, ORANGE, STYLE, WIDTH, Picture, save_all
+from pedbench.files import read_json
 from pedbench.manifest import Manifest, decode, read_manifest
 from pedbench.maps import Response, relevance, responses
 from pedbench.nn.backbone import Backbone, load_backbone
@@ -76,19 +75,15 @@ class Seen:
 
 
 def write_pictures(plan: Mapping[str, Any], long: Path, weights: Path, out: Path) -> None:
-    """Examples of every dataset and split, maps of the plan's first one, and their captions.
+    """Fill ``out``, which is emptied first, with examples of every dataset and split, maps of the
+    plan's first one, and their captions.
 
     ``plan`` holds the contents of plan.json, ``weights`` is what `pedbench weights` wrote. Of each
     variant the run of its first seed is shown. The same plan gives the same bytes.
     """
     torch.set_num_threads(1)  # other numbers of threads, other bits
-    captions = {}
-    with rc_context(STYLE | {"font.size": SMALL, "figure.constrained_layout.use": False}):
-        for picture in pictures(plan, read_long(long), weights):
-            save(picture.figure, out / picture.stem)
-            keys = ("title", "caption", "category")
-            captions[picture.stem] = {key: getattr(picture, key) for key in keys}
-    write_json(out / "captions.json", captions)
+    style = STYLE | {"font.size": SMALL, "figure.constrained_layout.use": False}
+    save_all(pictures(plan, read_long(long), weights), out, style)
 
 
 def pictures(plan: Mapping[str, Any], long: pd.DataFrame, weights: Path) -> Iterator[Picture]:
@@ -96,10 +91,10 @@ def pictures(plan: Mapping[str, Any], long: pd.DataFrame, weights: Path) -> Iter
     shown = [e for e in plan["experiments"] if e["in_tables"] and not refusal(Path(e["folder"]))]
     for index, ((dataset, _), group) in enumerate(groupby(shown, place_of)):
         manifest = read_manifest(Path(plan["datasets"][dataset]["manifest"]))
-        place = Place(list(group), manifest, long, plan)
-        yield examples(place)
+        scene = Scene(list(group), manifest, long, plan)
+        yield examples(scene)
         if index == 0:
-            yield from maps(place, backbone_of(plan, weights))
+            yield from maps(scene, backbone_of(plan, weights))
 
 
 def place_of(experiment: Mapping[str, Any]) -> tuple[str, str]:
@@ -114,7 +109,7 @@ def name_of(experiment: Mapping[str, Any]) -> str:
     return display_name(experiment["method"], experiment["variant"])
 
 
-class Place:
+class Scene:
     """The experiments of one dataset and split, and its test subset."""
 
     def __init__(
@@ -128,10 +123,9 @@ class Place:
         self.dataset, self.split = place_of(experiments[0])
         self.test = manifest.subset(self.split, "test")
         self.seed = [plan["comparison"]["seed"], crc32(f"{self.dataset}/{self.split}".encode())]
-        scores = select(long, dataset=self.dataset, split=self.split, subset="val", metric="mA")
-        scores = select(scores, attribute="").fillna({"value": 0.0})
-        means: Any = scores.groupby(["method", "variant"])["value"].mean()
-        self.ranking = sorted(experiments, key=lambda e: -means[e["method"], e["variant"]])
+        rows = {(e["method"], e["variant"]): e for e in experiments}
+        ranked = rank_by_validation(rows, long, self.dataset, self.split)
+        self.ranking = [rows[row] for row in ranked]
         baseline = plan["comparison"]["baseline"]
         self.baseline = next((e for e in experiments if key_of(e) == baseline), None)
 
@@ -159,26 +153,28 @@ def run_of(experiment: Mapping[str, Any]) -> Path:
 # Predicted attributes
 
 
-def examples(place: Place) -> Picture:
+def examples(scene: Scene) -> Picture:
     """The pictures with the fewest and the most errors of the best variant, see the caption."""
-    untrained = [e for e in place.experiments if not registry.trains(e["method"])]
-    wanted = [place.ranking[0], place.baseline, *untrained[:1]]
+    untrained = [e for e in scene.experiments if not registry.trains(e["method"])]
+    best = [e for e in scene.ranking if e != scene.baseline][:1]
+    wanted = [*best, scene.baseline, *untrained[:1]]
     variants = [e for i, e in enumerate(wanted) if e is not None and e not in wanted[:i]]
-    labels = place.test.labels
-    guesses = np.stack([predicted(e, place.manifest) for e in variants])
+    labels = scene.test.labels
+    guesses = np.stack([predicted(e, scene.manifest) for e in variants])
     errors = ((guesses[0] != labels) & (labels != UNKNOWN)).sum(1)
-    few, many = extremes(errors, place.shuffled())
+    few, many = extremes(errors, scene.shuffled())
     rows = {f"Fewest errors of {name_of(variants[0])}": few}
     rows[f"Most errors of {name_of(variants[0])}"] = many
-    figure = example_figure(place, variants, guesses, rows)
+    figure = example_figure(scene, variants, guesses, rows)
+    aside = ", the baseline aside" if best and scene.baseline else ""
     return Picture(
-        f"examples_{place.dataset}_{place.split}",
+        f"examples_{scene.dataset}_{scene.split}",
         figure,
-        f"Predicted attributes, {place.name}",
+        f"Predicted attributes, {scene.name}",
         "Test pictures with the attributes that they have or, in italics, that a method gives them "
         f"wrongly. Above the {len(few)} pictures with the fewest errors of {name_of(variants[0])}, "
-        f"the best by validation mA, below the {len(many)} with the most; ties are broken at "
-        "random, with the seed of the comparison. One run each, its first seed. Attributes that "
+        f"the best by validation mA{aside}, below the {len(many)} with the most; ties are broken "
+        "at random, with the seed of the comparison. One run each, its first seed. Attributes that "
         "nobody could label are left out.",
         CATEGORY,
     )
@@ -200,14 +196,14 @@ def predicted(experiment: Mapping[str, Any], manifest: Manifest) -> np.ndarray:
 
 
 def example_figure(
-    place: Place,
+    scene: Scene,
     variants: Sequence[Mapping[str, Any]],
     guesses: np.ndarray,
     rows: Mapping[str, np.ndarray],
 ) -> Figure:
     """One panel per picture: ``rows`` holds, by their title, positions in the test subset,
     ``guesses (V, M, A)`` is of each variant."""
-    test, names = place.test, [a.name for a in place.test.attributes]
+    test, names = scene.test, [a.name for a in scene.test.attributes]
     paths, known = [Path(test.root) / image for image in test.rows["image"]], test.labels != UNKNOWN
     listed = ((guesses == 1) & known).any(0) | (test.labels == 1)
     heights = [HEAD + LINE * max(int(listed[row].sum(1).max()), 9) for row in rows.values()]
@@ -277,18 +273,18 @@ def mark_of(true: bool, found: bool) -> str | None:
 # Maps
 
 
-def maps(place: Place, backbone: Backbone) -> Iterator[Picture]:
+def maps(scene: Scene, backbone: Backbone) -> Iterator[Picture]:
     """Responses of tokens to the patches, and relevance of the patches for attributes."""
-    positions = place.shuffled()[:SHOWN]
-    rows = place.test.rows.iloc[np.sort(positions)].reset_index(drop=True)
-    few = replace(place.test, rows=rows)
-    methods = dict.fromkeys(e["method"] for e in place.experiments)
-    best = [place.best([e for e in place.experiments if e["method"] == m]) for m in methods]
-    seen = [look(e, few, backbone, e in best) for e in place.experiments]
-    rows = rows_of_responses(place, seen)
+    positions = scene.shuffled()[:SHOWN]
+    rows = scene.test.rows.iloc[np.sort(positions)].reset_index(drop=True)
+    few = replace(scene.test, rows=rows)
+    methods = dict.fromkeys(e["method"] for e in scene.experiments)
+    best = [scene.best([e for e in scene.experiments if e["method"] == m]) for m in methods]
+    seen = [look(e, few, backbone, e in best) for e in scene.experiments]
+    rows = rows_of_responses(scene, seen)
     if any(one.has_tokens for one in rows):
-        yield response_picture(place, rows)
-    yield from relevance_pictures(place, few, [s for s in seen if s.experiment in best])
+        yield response_picture(scene, rows)
+    yield from relevance_pictures(scene, few, [s for s in seen if s.experiment in best])
 
 
 def look(
@@ -310,26 +306,26 @@ def look(
     return Seen(experiment, pictures, found, falls, probabilities)
 
 
-def rows_of_responses(place: Place, seen: Sequence[Seen]) -> list[Seen]:
+def rows_of_responses(scene: Scene, seen: Sequence[Seen]) -> list[Seen]:
     """The baseline, and of each method that brings tokens its best variant with regions and its
     best without."""
     groups: dict[Any, list[Mapping[str, Any]]] = {}
     for one in seen:
         if one.has_tokens:
             groups.setdefault((one.experiment["method"], one.regional), []).append(one.experiment)
-    best = [place.best(group) for group in groups.values()]
+    best = [scene.best(group) for group in groups.values()]
     return [
         one
         for one in seen
-        if one.experiment in best or (one.responses and one.experiment == place.baseline)
+        if one.experiment in best or (one.responses and one.experiment == scene.baseline)
     ]
 
 
-def response_picture(place: Place, rows: Sequence[Seen]) -> Picture:
+def response_picture(scene: Scene, rows: Sequence[Seen]) -> Picture:
     return Picture(
         "responses",
         response_figure(rows),
-        f"What prompts attend to, {place.name}",
+        f"What prompts attend to, {scene.name}",
         "Attention in the last layer of the image tower over the patches, the mean over heads and "
         "tokens, each map scaled to its own maximum. Global: class token and prompts that see the "
         "whole picture; further columns: tokens that a mask confines to a region. Rows: the "
@@ -367,9 +363,9 @@ def region_names(count: int) -> list[str]:
     return list(REGIONS) if count == len(REGIONS) else [f"region {i + 1}" for i in range(count)]
 
 
-def relevance_pictures(place: Place, few: Manifest, seen: Sequence[Seen]) -> Iterator[Picture]:
+def relevance_pictures(scene: Scene, few: Manifest, seen: Sequence[Seen]) -> Iterator[Picture]:
     """A column per method, at most `METHODS` of them in a figure."""
-    rng = np.random.default_rng(place.seed)
+    rng = np.random.default_rng(scene.seed)
     rows = [
         (picture, attribute)
         for picture, labels in enumerate(few.labels)
@@ -379,7 +375,7 @@ def relevance_pictures(place: Place, few: Manifest, seen: Sequence[Seen]) -> Ite
         yield Picture(
             f"relevance_{start // METHODS + 1}" if len(seen) > METHODS else "relevance",
             relevance_figure(seen[start : start + METHODS], rows, few.attributes),
-            f"Patches that attributes depend on, {place.name}",
+            f"Patches that attributes depend on, {scene.name}",
             "Occlusion sensitivity (Zeiler and Fergus, ECCV 2014): how much the attribute's logit "
             "falls when a square, an eighth of the picture high, is hidden by the picture's mean "
             "colour; each map scaled to its own maximum, rises not shown. Below: the attribute's "

@@ -17,7 +17,7 @@ from pedbench.contracts import Attribute
 from pedbench.files import read_json, write_json
 from pedbench.manifest import read_manifest, write_manifest
 from pedbench.pictures import (
-    Place,
+    Scene,
     examples,
     extremes,
     look,
@@ -75,15 +75,16 @@ def folders(experiments: list[dict[str, Any]]) -> list[Path]:
     return [Path(e["folder"]) / "seed0" for e in experiments]
 
 
-def place_of(plan: dict[str, Any]) -> Place:
+def scene_of(plan: dict[str, Any]) -> Scene:
     long = read_long(plan["root"] / "long.parquet")
-    return Place(
+    return Scene(
         plan["experiments"][:-1], read_manifest(plan["root"] / "noise.parquet"), long, plan
     )
 
 
 def test_every_picture_is_there_twice_equal_and_dateless(plan, backbone, monkeypatch, tmp_path):
     monkeypatch.setattr("pedbench.pictures.load_backbone", lambda name, file: backbone)
+    (tmp_path / "second/left_over").mkdir(parents=True)
     for name in ("first", "second"):
         write_pictures(
             plan, plan["root"] / "long.parquet", plan["root"] / "weights.json", tmp_path / name
@@ -91,6 +92,7 @@ def test_every_picture_is_there_twice_equal_and_dateless(plan, backbone, monkeyp
     stems = {"examples_noise_standard", "relevance", "responses"}
     names = {f"{stem}.{kind}" for stem in stems for kind in ("pdf", "png")} | {"captions.json"}
     assert {path.name for path in (tmp_path / "first").iterdir()} == names
+    assert {path.name for path in (tmp_path / "second").iterdir()} == names
     for name in names:
         content = (tmp_path / "first" / name).read_bytes()
         assert content == (tmp_path / "second" / name).read_bytes(), name
@@ -103,32 +105,37 @@ def test_every_picture_is_there_twice_equal_and_dateless(plan, backbone, monkeyp
 
 def test_the_runs_themselves_look_at_the_pictures(plan, backbone):
     """Probabilities are those kept when the run was made; every kind of method has maps."""
-    place = place_of(plan)
-    seen = [look(e, place.test, backbone, True) for e in place.experiments]
+    scene = scene_of(plan)
+    seen = [look(e, scene.test, backbone, True) for e in scene.experiments]
     for one in seen:
         run = read_run(Path(one.experiment["folder"]) / "seed0")
-        kept = read_predictions(run, place.manifest, "test").probabilities
+        kept = read_predictions(run, scene.manifest, "test").probabilities
         np.testing.assert_allclose(one.probabilities, kept, atol=1e-5)
         assert np.shape(one.falls) == (16, 5, 8, 4) and np.ptp(one.falls) > 0
     assert [one.has_tokens for one in seen] == [False, False, True, True]
     assert [one.regional for one in seen] == [False, False, False, True]
-    rows = rows_of_responses(place, seen)
+    rows = rows_of_responses(scene, seen)
     assert [one.experiment["method"] for one in rows] == ["linear_probe", "promptpar", "promptpar"]
-    place.baseline = None
-    assert len(rows_of_responses(place, seen)) == 2
+    scene.baseline = None
+    assert len(rows_of_responses(scene, seen)) == 2
 
 
 def test_examples_show_the_best_the_baseline_and_the_untrained(plan):
-    place = place_of(plan)
-    place.ranking = [place.experiments[3], *place.experiments[:3]]
-    figure = examples(place).figure
+    scene = scene_of(plan)
+    scene.ranking = [scene.experiments[3], *scene.experiments[:3]]
+    figure = examples(scene).figure
     words = {text.get_text() for text in figure.texts}
     assert any(
         "1  PromptPAR (region deep)     2  Linear probe     3  Zero-shot" in w for w in words
     )
-    place.ranking = place.experiments[1:] + place.experiments[:1]
-    words = {text.get_text() for text in examples(place).figure.texts}
-    assert any(w.startswith("1  Linear probe     2  Zero-shot") for w in words)
+    scene.ranking = scene.experiments[1:] + scene.experiments[:1]  # the baseline before all
+    picture = examples(scene)
+    words = {text.get_text() for text in picture.figure.texts}
+    assert any(w.startswith("1  PromptPAR (global shallow)     2  Linear probe") for w in words)
+    assert "the baseline aside" in picture.caption
+    scene.experiments = scene.ranking = [scene.baseline]
+    words = {text.get_text() for text in examples(scene).figure.texts}
+    assert any(w.strip() == "1  Linear probe" for w in words)
 
 
 def test_extremes_break_ties_in_the_given_order():
@@ -140,9 +147,9 @@ def test_extremes_break_ties_in_the_given_order():
 
 
 def test_the_pictures_follow_from_the_seed_alone(plan):
-    first, again = place_of(plan), place_of(plan)
+    first, again = scene_of(plan), scene_of(plan)
     assert np.array_equal(first.shuffled(), again.shuffled())
-    other = place_of({**plan, "comparison": {**plan["comparison"], "seed": 1}})
+    other = scene_of({**plan, "comparison": {**plan["comparison"], "seed": 1}})
     assert not np.array_equal(first.shuffled(), other.shuffled())
 
 

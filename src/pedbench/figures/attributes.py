@@ -11,18 +11,18 @@ import pandas as pd
 from matplotlib.figure import Figure
 from scipy.stats import spearmanr
 
-from pedbench.collect import select
-from pedbench.figures.material import Material, Place, Row, read_table, stem, words
+from pedbench.collect import read_csv, select
+from pedbench.figures.material import Material, Place, Row, stem, words
 from pedbench.figures.style import BLUE, ORANGE, WIDTH, Picture, scale_x, signed
 from pedbench.stats import ATTRIBUTES
 
 CATEGORY = "Attributes"
-CHOSEN = "the method with the highest mA on validation images, never chosen on test images"
+CHOSEN = "the method with the highest mA on validation images, the baseline aside"
 
 
 def pictures(m: Material) -> Iterator[Picture]:
     """Per dataset and split: AP of the best method and gains of all; mA gains against frequency."""
-    table = read_table(m.stats / ATTRIBUTES)
+    table = read_csv(m.stats / ATTRIBUTES)
     if m.baseline is None or table.empty:
         return
     places = [p for p in m.places if m.baseline in m.rows(p) and len(m.rows(p)) > 1]

@@ -10,8 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from pedbench.collect import read_long, select
-from pedbench.contracts import PedbenchError
+from pedbench.collect import rank_by_validation, read_csv, read_long
 from pedbench.manifest import Manifest, read_manifest
 from pedbench.results import Run, display_name, headline, read_run, read_variant
 from pedbench.runs import refusal
@@ -42,8 +41,8 @@ class Material:
         plan: Mapping[str, Any],
         long: Path,
         stats: Path,
-        cost: Path | None,
-        selection: Path | None,
+        cost: Path,
+        selection: Path,
     ) -> Material:
         scores = read_long(long)
         return cls(
@@ -52,8 +51,8 @@ class Material:
             stats,
             read_stats(stats / INTERVALS),
             read_stats(stats / VS_BASELINE),
-            read_table(cost),
-            read_table(selection),
+            read_csv(cost),
+            read_csv(selection),
         )
 
     @cached_property
@@ -90,16 +89,8 @@ class Material:
         """``95 %``: of all confidence intervals."""
         return f"{100 * (1 - self.plan['comparison']['alpha']):g} %"
 
-    @cached_property
-    def _names(self) -> dict[Row, str]:
-        rows = dict.fromkeys((e["method"], e["variant"]) for e in self.plan["experiments"])
-        names = {row: display_name(*row) for row in rows}
-        taken = list(names.values())  # a copied method may have kept its title
-        return {r: n if taken.count(n) == 1 else f"{n} [{'/'.join(r)}]" for r, n in names.items()}
-
     def name(self, row: Row) -> str:
-        """The display name of a method and variant, different for different ones."""
-        return self._names.get(row) or display_name(*row)
+        return display_name(*row)
 
     def manifest(self, dataset: str) -> Manifest:
         return read_manifest(Path(self.plan["datasets"][dataset]["manifest"]))
@@ -114,25 +105,7 @@ class Material:
     def best(self, place: Place) -> Row | None:
         """The variant with the highest mA on validation images, the baseline aside."""
         rows = [row for row in self.rows(place) if row != self.baseline]
-        dataset, split = place
-        found = select(
-            self.scores, dataset=dataset, split=split, subset="val", attribute="", metric="mA"
-        )
-        means: Any = found.groupby(["method", "variant"])["value"].mean()
-        return max(rows, key=lambda row: means.get(row, -1.0), default=None)
-
-
-def read_table(path: Path | None) -> pd.DataFrame:
-    """A CSV file of another step, or no rows where there is none.
-
-    Raises PedbenchError when it is damaged.
-    """
-    if path is None or not path.is_file():
-        return pd.DataFrame()
-    try:
-        return pd.read_csv(path)
-    except ValueError as error:
-        raise PedbenchError(f"{path}: not readable ({error}); delete it and run again") from error
+        return next(iter(rank_by_validation(rows, self.scores, *place)), None)
 
 
 def words(place: Place) -> str:

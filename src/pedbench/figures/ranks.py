@@ -9,15 +9,15 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from pedbench.collect import select
-from pedbench.figures.material import Material, read_table
+from pedbench.collect import read_csv, select
+from pedbench.figures.material import Material
 from pedbench.figures.style import BLUE, WIDTH, Picture
 from pedbench.stats import POSTHOC, RANKS
 
 
 def pictures(m: Material) -> Iterator[Picture]:
     """One diagram per metric, where three methods or more were ranked over two blocks or more."""
-    ranks, tests = read_table(m.stats / RANKS), read_table(m.stats / POSTHOC)
+    ranks, tests = read_csv(m.stats / RANKS), read_csv(m.stats / POSTHOC)
     if ranks.empty or tests.empty:
         return
     for metric in dict.fromkeys(ranks["metric"]):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import cycle, islice
 from math import ceil, floor, log10
@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import seaborn as sns
+from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from pedbench.files import write_atomic
+from pedbench.files import CAPTIONS, empty_folder, write_atomic, write_json
 
 WIDTH = 7.0  # inches: the text width of a two-column paper
 STYLE: Any = {
@@ -96,6 +97,19 @@ def short(value: float, _: object = None) -> str:
 def signed(value: float) -> str:
     """A whole number with its sign; 0 has none."""
     return f"{value:+.0f}".replace("-", "−") if round(value) else "0"
+
+
+def save_all(pictures: Iterable[Picture], out: Path, style: Mapping[str, Any] = STYLE) -> None:
+    """Fill ``out``, which is emptied first: PDF and PNG of every picture, drawn in ``style``, and
+    ``captions.json``, which maps a picture's stem to ``title``, ``caption`` and ``category``."""
+    empty_folder(out)
+    captions = {}
+    with rc_context(dict(style)):
+        for picture in pictures:
+            save(picture.figure, out / picture.stem)
+            keys = ("title", "caption", "category")
+            captions[picture.stem] = {key: getattr(picture, key) for key in keys}
+    write_json(out / CAPTIONS, captions)
 
 
 def save(figure: Figure, stem: Path) -> None:
