@@ -22,16 +22,19 @@ PPT_CONSTANT = 1e7  # C of the PPT score
 
 @dataclass(frozen=True)
 class Quantity:
-    """A column of cost.csv: its label, how it is written, and what it is multiplied with."""
+    """A column of cost.csv: its label, how it is written (if not said: with one decimal below 100),
+    and what it is multiplied with."""
 
     column: str
     label: str
-    form: str = "{:,.1f}"
+    form: str = ""
     factor: float = 1.0
     group: str = ""
 
-    def cell(self, value: Any) -> Cell:
-        return Cell(float(value), printed=self.form.format(float(value) * self.factor))
+    def cell(self, value: float) -> Cell:
+        shown = value * self.factor
+        form = self.form or ("{:,.1f}" if shown < 100 else "{:,.0f}")
+        return Cell(float(value), printed=form.format(shown))
 
 
 ANYWHERE = (  # the same on every device
