@@ -20,14 +20,15 @@ import pyarrow.parquet as pq
 import pytest
 from helpers import fake_results, finish
 
-from pedbench.bundle import INDEX, commit_of, export_bundle, import_bundle, read_plan, sha256_of
+from pedbench.bundle import export_bundle, import_bundle
+from pedbench.bundle.index import INDEX, commit_of, sha256_of
 from pedbench.cli import main
 from pedbench.config import ROOT
 from pedbench.contracts import PedbenchError
 from pedbench.files import canonical_json, read_json, write_json
 from pedbench.manifest import read_manifest
 from pedbench.plan import runs_of
-from pedbench.results import read_predictions, read_run
+from pedbench.results import read_plan, read_predictions, read_run
 
 SKILL = {"zero_shot": 0.2, "linear_probe": 1.0, "promptpar/deep": 1.5, "promptpar/shallow": 1.2}
 TEST = "runs/a/standard/linear_probe/default/seed0/predictions.test.parquet"

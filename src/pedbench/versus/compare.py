@@ -1,4 +1,4 @@
-"""``pedbench compare A B``: two variants, of these results or of an import, test against test.
+"""The runs of both sides, whether they may be compared, and the tests.
 
 The differences are those of ``stats``: the same pairs have the same numbers there and here.
 """
@@ -12,14 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from pedbench.bundle import Document, read_plan
 from pedbench.collect import mismatch
 from pedbench.config import DEFAULT
 from pedbench.contracts import PedbenchError
 from pedbench.manifest import Manifest, read_manifest
 from pedbench.plan import Comparison, runs_of
 from pedbench.registry import suggest
-from pedbench.results import Run, headline, read_runs
+from pedbench.results import PLAN, Document, Run, read_plan, read_runs
 from pedbench.stats import (
     Samples,
     family,
@@ -31,8 +30,7 @@ from pedbench.stats import (
 )
 from pedbench.tasks import par
 
-UNITS = {"image": "images", "identity": "persons"}
-UNKNOWN, ABSENT = "not known", "–"
+UNKNOWN = "not known"
 
 Row = dict[str, Any]
 
@@ -112,8 +110,8 @@ def read_side(name: str, results: Path, imported: Path) -> Side:
     """The variant that ``name`` stands for and its finished runs."""
     source, _, variant = name.rpartition(":")
     root = imported / source if source else results
-    if source and not (root / "plan.json").is_file():
-        known = sorted(path.parent.name for path in imported.glob("[!.]*/plan.json"))
+    if source and not (root / PLAN).is_file():
+        known = sorted(path.parent.name for path in imported.glob(f"[!.]*/{PLAN}"))
         raise PedbenchError(
             f"{name}: nothing was imported as '{source}'{suggest(source, known)} (imported: "
             f"{', '.join(known) or 'nothing'}). Unpack a bundle with 'pedbench import FILE --as "
@@ -266,101 +264,3 @@ def unpaired(a: Side, b: Side, place: str) -> list[str]:
 
 def settings_of(run: Run) -> dict[str, Any]:
     return {"backbone": run.config.get("backbone"), **run.protocol}
-
-
-def as_text(found: Versus, by_seed: bool = False) -> str:
-    """For a terminal: both sides, the differences, a sentence on them, what to know beside it."""
-    a, b, tests = found.a, found.b, found.tests
-    run = next(iter(a.runs.values()))[0]
-    head = ["place", "metric", "A", "B", "A - B", f"{1 - found.alpha:.0%} interval", "p"]
-    rows = [[*head, "p (Holm)", "seeds", "n"]]
-    rows += [
-        [
-            *(
-                t["place"],
-                t["metric"],
-                number(t["a"]),
-                number(t["b"]),
-                number(t["difference"], "+"),
-            ),
-            f"[{number(t['ci_low'], '+')}, {number(t['ci_high'], '+')}]",
-            *(probability(t["p"]), probability(t["p_holm"]), str(t["seeds"])),
-            f"{t['n']} {UNITS[t['unit']]}",
-        ]
-        for t in tests
-    ]
-    lines = [["place", "metric", "seed A", "seed B", "A", "B", "A - B"]]
-    lines += [
-        [
-            *(str(s[key]) for key in ("place", "metric", "seed_a", "seed_b")),
-            *(number(s["a"]), number(s["b"]), number(s["difference"], "+")),
-        ]
-        for s in found.seeds
-    ]
-    explained = [
-        f"In percent, on test images, mean over paired seeds. Protocol {run.protocol_label}, "
-        f"threshold {run.protocol['threshold']}, F1 is {headline(run.protocol)}.",
-        f"p and interval: paired bootstrap of {found.resamples} resamples, and the variance "
-        "between seeds.",
-        f"p (Holm): corrected for the {tests[0]['family']} metrics of a place; below "
-        f"{found.alpha:g} it is called a difference. More in docs/statistics.md.",
-    ]
-    if any(t["seeds"] == 1 for t in tests):
-        explained.append("One seed: the test is about these trained weights, not the methods.")
-    parts = [
-        aligned([["A", a.name, str(a.root)], ["B", b.name, str(b.root)]], left=3),
-        aligned(rows, left=2),
-        "\n".join(in_words(found)),
-        "\n".join(found.notes),
-        aligned(lines, left=2) if by_seed else "",
-        "\n".join(explained),
-    ]
-    return "\n\n".join(part for part in parts if part) + "\n"
-
-
-def in_words(found: Versus) -> list[str]:
-    """What is above what, and where nothing can be said."""
-    a, b = found.a.name, found.b.name
-    starts = {
-        "above": f"{a} is above {b}",
-        "below": f"{a} is below {b}",
-        "open": "No significant difference",
-        "same": f"{a} and {b} are the same",
-    }
-    sentences = []
-    for verdict, start in starts.items():
-        metrics: dict[str, list[str]] = {}
-        for test in found.tests:
-            if verdict_of(test) == verdict:
-                metrics.setdefault(test["place"], []).append(test["metric"])
-        places: dict[str, list[str]] = {}
-        for place, of_place in metrics.items():
-            places.setdefault(" and ".join(of_place), []).append(place)
-        if places:
-            where = [f"in {names} on {', '.join(on)}" for names, on in places.items()]
-            sentences.append(f"{start} {'; '.join(where)}.")
-    return sentences
-
-
-def verdict_of(test: Row) -> str:
-    if test["difference"] == test["ci_low"] == test["ci_high"] == 0:
-        return "same"
-    if not test["significant"]:
-        return "open"
-    return "above" if test["difference"] > 0 else "below"
-
-
-def number(value: float, sign: str = "") -> str:
-    return ABSENT if np.isnan(value) else f"{value:{sign}.2f}"
-
-
-def probability(p: float) -> str:
-    return ABSENT if np.isnan(p) else "<0.0001" if p < 0.0001 else f"{p:.4f}"
-
-
-def aligned(rows: Sequence[Sequence[str]], left: int) -> str:
-    """Columns of equal width, the first ``left`` of them flush left, the others flush right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    sides = ["<"] * left + [">"] * (len(widths) - left)
-    form = "  ".join(f"{{:{side}{width}}}" for side, width in zip(sides, widths, strict=True))
-    return "\n".join(form.format(*row).rstrip() for row in rows)
