@@ -263,17 +263,22 @@ def test_two_complete_runs_are_byte_identical(mini, tmp_path):
 
 def test_new_method_runs_only_its_own_jobs(mini):
     checkout, _ = mini
-    before = times(checkout)
+    before, results = times(checkout), checkout.root / RESULTS
+    pictures = [*results.glob("figures/*.png"), results / "pictures/relevance.png"]
+    drawn = {str(path.relative_to(results)): path.read_bytes() for path in pictures}
     assert checkout.run("pedbench", "new-method", "demo").returncode == 0
     config = checkout.root / CONFIG
     config.write_text(config.read_text().replace("linear_probe]", "linear_probe, demo]"))
     assert trained(checkout.snakemake(*TABLES)) == ["demo/default"]
     after = times(checkout)
     assert all(after[name] == time for name, time in before.items())
-    table = "".join(path.read_text() for path in (checkout.root / RESULTS / "tables").glob("*.csv"))
-    assert "demo" in table
-    stats = [path.read_text() for path in (checkout.root / RESULTS / "stats").glob("*.csv")]
-    assert any("demo" in text for text in stats)
+    names = ["cost.csv", "mlflow.json", "tables/per_attribute.csv", "stats/attributes.csv"]
+    names += [f"tables/{name}.csv" for name in ("standard", "parameters", "cost")]
+    names += [f"stats/{name}.csv" for name in ("intervals", "vs_baseline", "all_pairs", "wilcoxon")]
+    assert [name for name in names if "demo" not in (results / name).read_text()] == []
+    assert "Demo" in (results / "tables/index.html").read_text()
+    for name, old in drawn.items():  # every figure and map that shows methods shows one more
+        assert name.startswith("prompt_") or (results / name).read_bytes() != old, name
 
 
 def test_editing_a_method_reruns_only_its_runs(mini):
