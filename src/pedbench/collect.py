@@ -106,7 +106,8 @@ def rank_by_validation(
     """``rows``, methods with their variants, by the mean of the seeds' mA on validation images,
     highest first; equal ones, and those without a value, keep their order."""
     scores = select(long, dataset=dataset, split=split, subset="val", metric="mA", attribute="")
-    means: Any = scores.groupby(["method", "variant"])["value"].mean().fillna(-1.0)
+    means: Any = scores.groupby(["method", "variant"])["value"].mean()
+    means = means.fillna(-1.0)
     return sorted(rows, key=lambda row: -means.get(row, -1.0))
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from pedbench.contracts import PedbenchError
-from pedbench.files import read_json, write_atomic
+from pedbench.files import read_captions, read_json, write_atomic
 from pedbench.plan import Plan
 from pedbench.results import display_name
 
@@ -63,8 +63,7 @@ def texts(plan: Plan) -> dict[str, Any]:
             "title": html.unescape(title[1]) if title else page.stem
         }
     for folder in PICTURES:
-        captions = results / folder / "captions.json"
-        for stem, entry in (read_json(captions) if captions.is_file() else {}).items():
+        for stem, entry in read_captions(results / folder).items():
             entries[str(results / folder / stem)] = {**entry, "caption": escaped(entry["caption"])}
     shown = [e for e in plan.experiments if e.in_tables]
     machines = [read_json(path) for path in sorted(results.glob("runs/*/*/*/*/*/environment.json"))]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import cycle, islice
 from math import ceil, floor, log10
@@ -99,12 +99,12 @@ def signed(value: float) -> str:
     return f"{value:+.0f}".replace("-", "−") if round(value) else "0"
 
 
-def save_all(pictures: Iterable[Picture], out: Path, style: Mapping[str, Any] = STYLE) -> None:
+def save_all(pictures: Iterable[Picture], out: Path, style: Any = STYLE) -> None:
     """Fill ``out``, which is emptied first: PDF and PNG of every picture, drawn in ``style``, and
     ``captions.json``, which maps a picture's stem to ``title``, ``caption`` and ``category``."""
     empty_folder(out)
     captions = {}
-    with rc_context(dict(style)):
+    with rc_context(style):
         for picture in pictures:
             save(picture.figure, out / picture.stem)
             keys = ("title", "caption", "category")

@@ -12,8 +12,7 @@ import pandas as pd
 from numpy.random import Generator
 from statsmodels.stats.multitest import multipletests
 
-from pedbench.collect import check_comparable
-from pedbench.contracts import PedbenchError
+from pedbench.collect import check_comparable, read_csv
 from pedbench.files import write_text
 from pedbench.manifest import Manifest, read_manifest
 from pedbench.results import Predictions, Run, headline, read_predictions, read_runs
@@ -107,10 +106,7 @@ def write_stats(
 
 def read_stats(path: Path) -> pd.DataFrame:
     """One of the CSV files of ``write_stats``; it may have no rows."""
-    try:
-        rows = pd.read_csv(path, keep_default_na=False, na_values=[""])
-    except (OSError, ValueError) as error:
-        raise PedbenchError(f"{path}: not readable ({error}); delete it and run again") from error
+    rows = read_csv(path)
     return rows.astype({"significant": bool}) if "significant" in rows else rows
 
 
@@ -126,9 +122,9 @@ def compare_place(
 ) -> Samples:
     """Everything within one dataset and split, into ``files``; returns its resampled metrics."""
     dataset, split, protocol = runs[0].dataset, runs[0].split, runs[0].protocol
-    entropy, unit = stream(seed, dataset, split), unit_of(split)
     named = {m: headline(protocol) if m == "F1" else m for m in (*metrics, *par.OVERALL)}
     predictions = [read_predictions(run, manifest, "test") for run in runs]
+    entropy, unit = stream(seed, dataset, split), unit_of(split, predictions[0].identity)
     every = by_run(runs, predictions, resamples, unit, np.random.default_rng(entropy), curves=True)
     samples = samples_of(runs, every, named)
     declared = {metric: samples[metric] for metric in metrics}
@@ -141,7 +137,8 @@ def compare_place(
             terms[run.method, run.variant][run.seed] = image_terms(run, p)
         units = units_of(predictions[0].identity, unit)
         rng = np.random.default_rng([*entropy, 1])
-        p_values = permutation(terms, baseline, units, resamples, rng)
+        untrained = {(run.method, run.variant) for run in runs if not run.trained}
+        p_values = permutation(terms, baseline, units, resamples, rng, untrained)
         for row in tests:
             swapped = p_values[row["method"], row["variant"]]
             row["p_permutation"] = swapped[named[row["metric"]]]
@@ -242,10 +239,12 @@ def samples_of(
     runs: Sequence[Run], found: Sequence[Mapping[str, Floats]], named: Mapping[str, str]
 ) -> Samples:
     """The results of ``by_run`` by metric and variant; ``named``: metric -> its name there."""
-    samples: Samples = {metric: defaultdict(lambda: Sample({}, {})) for metric in named}
+    samples: dict[str, dict[Variant, Sample]] = {metric: {} for metric in named}
+    trained = [run.trained for run in runs]
     for metric, name in named.items():
-        for run, values in zip(runs, found, strict=True):
-            sample = samples[metric][run.method, run.variant]
+        for run, of, values in zip(runs, trained, found, strict=True):
+            variant = (run.method, run.variant)
+            sample = samples[metric].setdefault(variant, Sample({}, {}, of))
             sample.value[run.seed], sample.resampled[run.seed] = values[name][0], values[name][1:]
     return samples
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import os
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +11,8 @@ from typing import Any
 
 import pandas as pd
 
-from pedbench.collect import read_long, select
-from pedbench.contracts import PedbenchError
-from pedbench.files import explain_os_error, read_json, write_text
+from pedbench.collect import read_csv, read_long, select
+from pedbench.files import empty_folder, read_captions, write_text
 from pedbench.stats import ALL_PAIRS, INTERVALS, VS_BASELINE, read_stats
 from pedbench.tables.cost import cost_table
 from pedbench.tables.definitions import DEFINITIONS, Definition, Kind, read_definitions
@@ -35,7 +33,6 @@ from pedbench.tables.text import departures
 from pedbench.tune import PRESET, tuning_markdown
 
 NOTES, TUNING, PER_ATTRIBUTE = "notes.md", "tuning.md", "per_attribute.csv"
-CAPTIONS = "captions.json"  # of a folder of pictures: name -> title, caption
 ROW = ["dataset", "split", "method", "variant"]
 KINDS: dict[Kind, Callable[[Definition, Results], Table | None]] = {
     "scores": scores_table,
@@ -99,11 +96,7 @@ def write_tables(
     wrote, ``figures`` are folders of pictures; ``cost`` and ``selection`` are CSV files.
     """
     defined = read_definitions(definitions)
-    try:
-        if out.exists():
-            shutil.rmtree(out)
-    except OSError as error:
-        raise PedbenchError(explain_os_error(out, error)) from error
+    empty_folder(out)
     experiments = [e for e in plan["experiments"] if e["in_tables"]]
     scores = test_scores(read_long(long), experiments)
     results = Results(
@@ -113,8 +106,8 @@ def write_tables(
         pairs=read_stats(stats / ALL_PAIRS),
         alpha=plan["comparison"]["alpha"],
         baseline=plan["comparison"]["baseline"],
-        cost=read_csv(cost),
-        selection=read_csv(selection),
+        cost=read_csv(cost) if cost else None,
+        selection=read_csv(selection) if selection else None,
     )
     made = [KINDS[definition.kind](definition, results) for definition in defined]
     tables = [table for table in made if table is not None]
@@ -139,20 +132,10 @@ def write_tables(
 
 def pictures(folder: Path) -> Iterator[Picture]:
     """Every PNG in ``folder``, by name."""
-    captions = read_json(folder / CAPTIONS) if (folder / CAPTIONS).is_file() else {}
+    captions = read_captions(folder)
     for file in sorted(folder.glob("*.png")):
         of = captions.get(file.stem, {})
         yield Picture(file, of.get("title", file.stem), of.get("caption", ""))
-
-
-def read_csv(path: Path | None) -> pd.DataFrame | None:
-    """A table that need not exist. Raises PedbenchError when it is damaged."""
-    if path is None or not path.exists():
-        return None
-    try:
-        return pd.read_csv(path)
-    except (OSError, ValueError) as error:
-        raise PedbenchError(f"{path}: not readable ({error}); delete it and run again") from error
 
 
 def test_scores(long: pd.DataFrame, experiments: Sequence[Experiment]) -> pd.DataFrame:
