@@ -26,6 +26,19 @@ examples:
 """
 
 
+FILES = {  # options of several steps, each a path
+    "plan": "written by 'pedbench plan'",
+    "settings": "the variant's config.json",
+    "manifest": "written by 'pedbench manifest'",
+    "weights": "written by 'pedbench weights'",
+    "long": "written by 'pedbench collect'",
+    "stats": "folder written by 'pedbench stats'",
+    "cost": "written by 'pedbench cost'",
+    "selection": "written by 'pedbench selection'",
+    "out": "what is written",
+}
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; 0 when it succeeded, 1 for a mistake the user can mend."""
     arguments = vars(parser().parse_args(argv))
@@ -63,9 +76,16 @@ def parser() -> argparse.ArgumentParser:
     def user(name: str, command: Callable[..., Any], about: str) -> argparse.ArgumentParser:
         return add(name, command, about, help=about)
 
-    def step(name: str, command: Callable[..., Any], about: str) -> argparse.ArgumentParser:
+    def step(name: str, command: Callable[..., Any], about: str, takes: str = ""):
         steps[name] = about
-        return add(name, command, about)
+        one = add(name, command, about)
+        for file in takes.split():
+            one.add_argument(f"--{file}", required=True, type=Path, help=FILES[file])
+        return one
+
+    def folder(one: argparse.ArgumentParser, name: str, about: str) -> None:
+        default = {"default": Path(name), "help": f"{about} (default: %(default)s)"}
+        one.add_argument(f"--{name}", type=Path, **default)
 
     one = user("list", list_plugins, "show the methods, their variants, and the datasets at hand")
     one.add_argument("--params", metavar="METHOD", help="explain every hyperparameter of a method")
@@ -107,11 +127,11 @@ def parser() -> argparse.ArgumentParser:
     )
     one.add_argument("--metrics", nargs="+", default=(), help="(default: the plan's)")
     one.add_argument("--seeds", action="store_true", help="list the values of every seed as well")
-    one.add_argument("--results", type=Path, default=Path("results"))
-    one.add_argument("--imported", type=Path, default=Path("imported"))
+    folder(one, "results", "folder of our results")
+    folder(one, "imported", "folder of the imports")
 
     one = user("export", export, "write a finished plan into one file to share, without images")
-    one.add_argument("--results", type=Path, default=Path("results"))
+    folder(one, "results", "folder of a finished plan")
     one.add_argument("--out", required=True, type=Path, help="a zip file")
     one.add_argument(
         "--methods", nargs="+", default=(), help="method (all its variants) or method/variant"
@@ -121,7 +141,7 @@ def parser() -> argparse.ArgumentParser:
     one = user("import", import_, "check and unpack what another 'pedbench export' wrote")
     one.add_argument("file", type=Path)
     one.add_argument("--as", dest="name", required=True, help="name of the import, e.g. their_lab")
-    one.add_argument("--imported", type=Path, default=Path("imported"))
+    folder(one, "imported", "folder of the imports")
 
     one = user("new-method", new_method, "write methods/NAME.py from a working template")
     one.add_argument("name", help="lower-case letters, digits and underscores")
@@ -129,7 +149,7 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("name", help="lower-case letters, digits and underscores")
 
     one = user("ui", ui, "show the runs in MLflow's pages, in the browser")
-    one.add_argument("--results", type=Path, default=Path("results"), help="(default: %(default)s)")
+    folder(one, "results", "folder whose runs are shown")
     one.add_argument("--port", type=int, default=5050, help="(default: %(default)s)")
 
     one = user("doctor", doctor, "check installation, weights, GPU, disk and the config")
@@ -140,104 +160,116 @@ def parser() -> argparse.ArgumentParser:
         help="the plan (default: %(default)s)",
     )
 
-    one = step("plan", plan, "check a plan and write what it asks for")
+    one = step("plan", plan, "check a plan and write what it asks for", takes="out")
     one.add_argument("--json", dest="config", required=True, type=json.loads, help="the plan")
-    one.add_argument("--out", required=True, type=Path)
 
-    one = step("manifest", manifest, "check a dataset's images and labels and list them")
+    one = step(
+        "manifest", manifest, "check a dataset's images and labels and list them", takes="out"
+    )
     one.add_argument("dataset")
     one.add_argument("--root", required=True, type=Path, help="the dataset's folder")
     one.add_argument("--options", type=json.loads, default={}, help="for generated data, JSON")
-    one.add_argument("--out", required=True, type=Path)
 
-    one = step("weights", weights, "find (or download) a backbone's weights and take their sha256")
+    one = step(
+        "weights",
+        weights,
+        "find (or download) a backbone's weights and take their sha256",
+        takes="out",
+    )
     one.add_argument("backbone")
     one.add_argument("--file", type=Path, help="a checkpoint file to use instead")
-    one.add_argument("--out", required=True, type=Path)
 
-    one = step("resolve", resolve, "write the settings of one variant, each with its origin")
+    one = step(
+        "resolve", resolve, "write the settings of one variant, each with its origin", takes="out"
+    )
     one.add_argument("--spec", required=True, type=json.loads)
-    one.add_argument("--out", required=True, type=Path)
 
-    one = step("train", train, "fit and predict the seeds of one variant; finished ones are kept")
-    one.add_argument("--settings", required=True, type=Path, help="the variant's config.json")
-    one.add_argument("--manifest", required=True, type=Path)
-    one.add_argument("--weights", required=True, type=Path, help="written by 'pedbench weights'")
+    one = step(
+        "train",
+        train,
+        "fit and predict the seeds of one variant; finished ones are kept",
+        takes="settings manifest weights",
+    )
     one.add_argument("--seeds", required=True, type=int, nargs="+")
     one.add_argument("--threads", type=int, default=1, help="CPU threads; part of the result")
     one.add_argument("--keep-epochs", action="store_true", help="for the step 'selection'")
     one.add_argument("--out", type=Path, help="marker written when all seeds are done")
 
-    one = step("tune", tune, "run the trials of one method (users: make tune)")
-    one.add_argument("--settings", required=True, type=Path, help="the variant's config.json")
-    one.add_argument("--manifest", required=True, type=Path)
-    one.add_argument("--weights", required=True, type=Path, help="written by 'pedbench weights'")
+    one = step(
+        "tune",
+        tune,
+        "run the trials of one method (users: make tune)",
+        takes="settings manifest weights out",
+    )
     one.add_argument("--trials", required=True, type=int, help="the start is the first of them")
     one.add_argument("--seeds", required=True, type=int, nargs="+")
     one.add_argument("--threads", type=int, default=1)
-    one.add_argument("--out", required=True, type=Path)
 
-    one = step("preset", preset, "write the preset that all trials give (users: make tune)")
+    one = step(
+        "preset", preset, "write the preset that all trials give (users: make tune)", takes="plan"
+    )
     one.add_argument("records", nargs="+", type=Path, help="written by 'pedbench tune'")
-    one.add_argument("--plan", required=True, type=Path)
     one.add_argument("--trials", required=True, type=int)
     one.add_argument("--out", required=True, type=Path, help="the record; the YAML goes beside it")
 
-    one = step("score", score, "metrics of every run from its kept predictions")
-    one.add_argument("--plan", required=True, type=Path)
-    one.add_argument("--out", required=True, type=Path)
+    step("score", score, "metrics of every run from its kept predictions", takes="plan out")
 
-    one = step("collect", collect, "all scores as one tidy Parquet table")
-    one.add_argument("--plan", required=True, type=Path)
-    one.add_argument("--out", required=True, type=Path)
+    step("collect", collect, "all scores as one tidy Parquet table", takes="plan out")
 
-    one = step("stats", stats, "intervals, tests, ranks and effect sizes from kept predictions")
-    one.add_argument("--plan", required=True, type=Path)
-    one.add_argument("--out", required=True, type=Path)
+    step(
+        "stats",
+        stats,
+        "intervals, tests, ranks and effect sizes from kept predictions",
+        takes="plan out",
+    )
 
-    one = step("cost", cost, "what every variant costs: parameters, operations, speed, memory")
-    one.add_argument("--plan", required=True, type=Path)
-    one.add_argument("--weights", required=True, type=Path, help="written by 'pedbench weights'")
+    one = step(
+        "cost",
+        cost,
+        "what every variant costs: parameters, operations, speed, memory",
+        takes="plan weights out",
+    )
     one.add_argument("--threads", type=int, default=1, help="as in training")
-    one.add_argument("--out", required=True, type=Path)
 
-    one = step("selection", selection, "how much choosing epochs by test scores flatters a method")
-    one.add_argument("--plan", required=True, type=Path)
-    one.add_argument("--long", required=True, type=Path)
-    one.add_argument("--weights", required=True, type=Path, help="written by 'pedbench weights'")
+    one = step(
+        "selection",
+        selection,
+        "how much choosing epochs by test scores flatters a method",
+        takes="plan long weights out",
+    )
     one.add_argument("--threads", type=int, default=1, help="as in training")
-    one.add_argument("--out", required=True, type=Path)
 
-    one = step("figures", figures, "every plot the plan has data for, PDF + PNG, with captions")
-    one.add_argument("--plan", required=True, type=Path)
-    one.add_argument("--long", required=True, type=Path)
-    one.add_argument("--stats", required=True, type=Path)
-    one.add_argument("--cost", type=Path, help="written by 'pedbench cost'")
-    one.add_argument("--selection", type=Path, help="written by 'pedbench selection'")
-    one.add_argument("--out", required=True, type=Path)
+    step(
+        "figures",
+        figures,
+        "every plot the plan has data for, PDF + PNG, with captions",
+        takes="plan long stats cost selection out",
+    )
 
-    one = step("pictures", pictures, "test pictures with what the models make of them, PDF + PNG")
-    one.add_argument("--plan", required=True, type=Path)
-    one.add_argument("--long", required=True, type=Path)
-    one.add_argument("--weights", required=True, type=Path, help="written by 'pedbench weights'")
-    one.add_argument("--out", required=True, type=Path)
+    step(
+        "pictures",
+        pictures,
+        "test pictures with what the models make of them, PDF + PNG",
+        takes="plan long weights out",
+    )
 
-    one = step("tables", tables, "the tables of config/tables.yaml as CSV, Markdown, LaTeX, HTML")
-    one.add_argument("--plan", required=True, type=Path)
-    one.add_argument("--long", required=True, type=Path)
-    one.add_argument("--stats", required=True, type=Path)
-    one.add_argument("--cost", type=Path, help="written by 'pedbench cost'")
-    one.add_argument("--selection", type=Path, help="written by 'pedbench selection'")
+    one = step(
+        "tables",
+        tables,
+        "the tables of config/tables.yaml as CSV, Markdown, LaTeX, HTML",
+        takes="plan long stats cost selection out",
+    )
     one.add_argument("--figures", required=True, nargs="+", type=Path, help="folders of pictures")
-    one.add_argument("--out", required=True, type=Path)
 
-    one = step("track", track, "mirror the run folders into MLflow")
-    one.add_argument("--plan", required=True, type=Path)
-    one.add_argument("--out", required=True, type=Path)
+    step("track", track, "mirror the run folders into MLflow", takes="plan out")
 
-    one = step("report", report, "let Snakemake report what it made, as one page (make report)")
+    one = step(
+        "report",
+        report,
+        "let Snakemake report what it made, as one page (make report)",
+        takes="out",
+    )
     one.add_argument("--json", dest="config", required=True, type=json.loads, help="the plan")
-    one.add_argument("--out", required=True, type=Path)
 
     one = step("pretrain", pretrain, "rebuild the tiny CLIP (users: make pretrain)")
     one.add_argument("--recipe", type=Path, default=Path("config/pretrain.yaml"))
@@ -412,40 +444,47 @@ def tune(
 def preset(records: list[Path], plan: Path, trials: int, out: Path) -> None:
     from pedbench.tune import write_preset
 
-    write_preset(_read_plan(plan)[0], trials, records, out)
+    write_preset(_read_plan(plan), trials, records, out)
 
 
-def _read_plan(path: Path) -> tuple[dict[str, Any], list[Path], dict[str, Path]]:
-    """The plan, the folder of every run in it, and the manifest of every dataset."""
+def _read_plan(path: Path) -> dict[str, Any]:
     from pedbench.files import read_json
+
+    return read_json(path)
+
+
+def _folders(plan: dict[str, Any]) -> list[Path]:
+    """The folder of every run."""
     from pedbench.plan import runs_of
 
-    document = read_json(path)
-    folders = [folder for _, _, folder in runs_of(document)]
-    manifests = {name: Path(d["manifest"]) for name, d in document["datasets"].items()}
-    return document, folders, manifests
+    return [folder for _, _, folder in runs_of(plan)]
+
+
+def _manifests(plan: dict[str, Any]) -> dict[str, Path]:
+    """The manifest of every dataset."""
+    return {name: Path(source["manifest"]) for name, source in plan["datasets"].items()}
 
 
 def score(plan: Path, out: Path) -> None:
     from pedbench.score import score_runs
 
-    _, folders, manifests = _read_plan(plan)
-    score_runs(folders, manifests, out)
+    document = _read_plan(plan)
+    score_runs(_folders(document), _manifests(document), out)
 
 
 def collect(plan: Path, out: Path) -> None:
     from pedbench.collect import collect as collect_scores
 
-    collect_scores(_read_plan(plan)[1], out)
+    collect_scores(_folders(_read_plan(plan)), out)
 
 
 def stats(plan: Path, out: Path) -> None:
     from pedbench.plan import runs_of
     from pedbench.stats import write_stats
 
-    document, _, manifests = _read_plan(plan)
+    document = _read_plan(plan)
     folders = [folder for e, _, folder in runs_of(document) if e["in_tables"]]
-    write_stats(folders, manifests, out, **document["comparison"])
+    write_stats(folders, _manifests(document), out, **document["comparison"])
 
 
 def cost(plan: Path, weights: Path, threads: int, out: Path) -> None:
@@ -453,7 +492,7 @@ def cost(plan: Path, weights: Path, threads: int, out: Path) -> None:
     from pedbench.devices import own_gpu
 
     with own_gpu():
-        write_costs(_read_plan(plan)[0], weights, threads, out)
+        write_costs(_read_plan(plan), weights, threads, out)
 
 
 def selection(plan: Path, long: Path, weights: Path, threads: int, out: Path) -> None:
@@ -461,16 +500,13 @@ def selection(plan: Path, long: Path, weights: Path, threads: int, out: Path) ->
     from pedbench.selection import write_selection
 
     with own_gpu():
-        write_selection(_read_plan(plan)[0], long, weights, threads, out)
+        write_selection(_read_plan(plan), long, weights, threads, out)
 
 
-def figures(
-    plan: Path, long: Path, stats: Path, cost: Path | None, selection: Path | None, out: Path
-) -> None:
+def figures(plan: Path, long: Path, stats: Path, cost: Path, selection: Path, out: Path) -> None:
     from pedbench.figures import write_figures
 
-    document, *_ = _read_plan(plan)
-    write_figures(document, long, stats, cost, selection, out)
+    write_figures(_read_plan(plan), long, stats, cost, selection, out)
 
 
 def pictures(plan: Path, long: Path, weights: Path, out: Path) -> None:
@@ -478,28 +514,28 @@ def pictures(plan: Path, long: Path, weights: Path, out: Path) -> None:
     from pedbench.pictures import write_pictures
 
     with own_gpu():
-        write_pictures(_read_plan(plan)[0], long, weights, out)
+        write_pictures(_read_plan(plan), long, weights, out)
 
 
 def tables(
     plan: Path,
     long: Path,
     stats: Path,
-    cost: Path | None,
-    selection: Path | None,
+    cost: Path,
+    selection: Path,
     figures: list[Path],
     out: Path,
 ) -> None:
     from pedbench.tables.write import write_tables
 
-    document, *_ = _read_plan(plan)
+    document = _read_plan(plan)
     write_tables(long, stats, figures, document, out, cost=cost, selection=selection)
 
 
 def track(plan: Path, out: Path) -> None:
     from pedbench.tracking import track as mirror
 
-    counts = mirror(_read_plan(plan)[1], out)
+    counts = mirror(_folders(_read_plan(plan)), out)
     print(f"MLflow: {', '.join(f'{number} {what}' for what, number in counts.items())}")
 
 
