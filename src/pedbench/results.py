@@ -44,6 +44,11 @@ class Run:
         return f"{self.dataset}/{self.split}/{self.method}/{self.variant}/seed{self.seed}"
 
     @property
+    def trained(self) -> bool:
+        """Whether the finished run learned anything; that of zero-shot CLIP does not."""
+        return "adapter.safetensors" in read_json(self.folder / "train.done.json")["files"]
+
+    @property
     def protocol(self) -> Mapping[str, Any]:
         return self.config["protocol"]
 

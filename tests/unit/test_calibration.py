@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
-from calibration import over_blocks, rates, within_place
+from calibration import levels, over_blocks, rates, within_place
 
 from pedbench.stats import ranks
 
@@ -37,6 +37,14 @@ def test_for_methods_the_permutation_test_is_anticonservative():
     """Why it marks nothing: a seed's luck is part of the weights."""
     found = rates(within_place, 100, seed=3, seed_sd=1.0, images=200, resamples=200)
     assert found["permutation"] > 0.15
+
+
+def test_marks_exceed_their_level_where_few_seeds_dominate():
+    """What docs/statistics.md says of the marks; five seeds and ten come closer to the level."""
+    holm = 0.05 / 22
+    few, some, many = (levels(2, seeds, [holm], 100_000)[0] / holm for seeds in (3, 5, 10))
+    assert few > 4 and many < 2 and few > some > many
+    assert levels(0.5, 3, [holm], 100_000)[0] / holm < 1.5
 
 
 @pytest.mark.parametrize("test", ["Wilcoxon", "Friedman", "Nemenyi, any pair"])

@@ -67,12 +67,25 @@ def test_ignoring_the_seeds_would_be_anticonservative():
     assert found / 200 > 0.10
 
 
-def test_seeds_are_paired_and_a_single_run_with_every_seed():
+def test_seeds_are_paired_and_a_run_that_trains_nothing_with_every_seed():
     assert bootstrap.pair_seeds([0, 1, 2], [1, 2, 3]) == [(1, 1), (2, 2)]
-    assert bootstrap.pair_seeds([0], [0, 1, 2]) == [(0, 0), (0, 1), (0, 2)]
-    assert bootstrap.pair_seeds([0, 1], [5]) == [(0, 5), (1, 5)]
+    assert bootstrap.pair_seeds([0], [0, 1, 2], trained=False) == [(0, 0), (0, 1), (0, 2)]
+    assert bootstrap.pair_seeds([0, 1], [5], trained=False) == [(0, 5), (1, 5)]
+    assert bootstrap.pair_seeds([0], [0, 1, 2]) == [(0, 0)]
     with pytest.raises(PedbenchError, match="cannot be paired"):
         bootstrap.pair_seeds([0, 1], [2, 3])
+    with pytest.raises(PedbenchError, match="cannot be paired"):
+        bootstrap.pair_seeds([5], [0, 1, 2])
+
+
+def test_a_single_trained_run_is_not_taken_for_the_method():
+    """Its seed has a variance that one run does not show: three seeds against one are one pair."""
+    drawn = {s: np.random.default_rng(s).normal(size=50) for s in range(3)}
+    three = Sample({0: 1.0, 1: 2.0, 2: 3.0}, drawn)
+    for trained, seeds in ((True, 1), (False, 3)):
+        one = Sample({0: 0.0}, {0: np.zeros(50)}, trained)
+        assert bootstrap.difference(three, one).seeds == seeds
+        assert np.isinf(bootstrap.difference(three, one).df) == trained
 
 
 def test_pairing_removes_what_the_seeds_share():
@@ -112,6 +125,15 @@ def test_weights_draw_whole_identities():
     assert (rest[:, 0] == rest[:, 1]).all() and (rest[:, 2] == rest[:, 4]).all()
     assert (rest[:, [0, 2, 5, 6]].sum(1) == 4).all()
     assert (bootstrap.units_of(identity, "image") == np.arange(7)).all()
+
+
+def test_persons_are_drawn_only_where_some_are_known():
+    known, unknown = np.array([-1, 3, 3]), np.full(3, -1)
+    assert bootstrap.unit_of("zero_shot", known) == "identity"
+    assert (
+        bootstrap.unit_of("zero_shot", unknown) == bootstrap.unit_of("standard", known) == "image"
+    )
+    assert (bootstrap.units_of(unknown, "identity") == bootstrap.units_of(unknown, "image")).all()
 
 
 def test_chunks_hold_the_asked_number_of_resamples(monkeypatch):

@@ -13,6 +13,7 @@ import pytest
 from helpers import fake_results
 
 from pedbench.collect import collect, select
+from pedbench.manifest import read_manifest, write_manifest
 from pedbench.score import score_runs
 from pedbench.stats import FRIEDMAN, POSTHOC, VS_BASELINE, WILCOXON, read_stats, write_stats
 
@@ -33,6 +34,10 @@ def code() -> list[str]:
 def root(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("by_hand")
     results = fake_results(root, images=60)
+    for path in results.manifests.values():
+        manifest = read_manifest(path)
+        manifest.rows.loc[::5, "identity"] = -1  # unknown
+        write_manifest(manifest, path)
     score_runs(results.folders, results.manifests, root / "scored.json")
     collect(results.folders, root / "long.parquet")
     arguments: dict[str, Any] = {"baseline": "linear_probe/default", "resamples": RESAMPLES}

@@ -205,6 +205,34 @@ def test_seeds_of_one_side_alone_are_left_out_and_named(lab, tmp_path):
     assert versus("zero_shot", "more:lora", lab / "results", tmp_path).notes == []
 
 
+def test_one_trained_seed_is_one_pair_and_the_warning_says_so(lab, tmp_path):
+    """Paired with every seed of the other side, its own luck would be taken for its method."""
+    ours, imported = lab / "results", tmp_path / "imported"
+    for seed, name in ((0, "one"), (7, "other")):
+        root = tmp_path / name / "results"
+        finish(fake_results(root, skill=SKILL, seeds=(seed,), images=60))
+        export_bundle(root, tmp_path / f"{name}.zip")
+        import_bundle(tmp_path / f"{name}.zip", name, imported)
+
+    found = versus("linear_probe", "one:promptpar/deep", ours, imported, ["a/standard"])
+    assert [test["seeds"] for test in found.tests] == [1, 1]
+    assert {(s["seed_a"], s["seed_b"]) for s in found.seeds} == {(0, 0)}
+    assert found.notes == ["a/standard: seeds 1 of linear_probe left out"]
+    assert "One seed: the test is about these trained weights" in as_text(found)
+    with pytest.raises(PedbenchError, match="cannot be paired"):
+        versus("linear_probe", "other:promptpar/deep", ours, imported)
+    untrained = versus("linear_probe", "one:zero_shot", ours, imported)
+    assert {test["seeds"] for test in untrained.tests} == {2} and untrained.notes == []
+
+
+def test_other_weights_are_another_backbone(lab, tmp_path):
+    shutil.copytree(lab, tmp_path / "lab")
+    for path in (tmp_path / "lab/imported").rglob("environment.json"):
+        write_json(path, {**read_json(path), "weights_sha256": "f" * 64})
+    with pytest.raises(PedbenchError, match="weights of tiny .*00000 against ffff.*another backb"):
+        compare(tmp_path / "lab", "lora", "lab:zero_shot")
+
+
 def test_two_imports_need_no_results(lab, tmp_path, monkeypatch, capsys):
     shutil.copytree(lab / "imported", tmp_path / "imported")
     monkeypatch.chdir(tmp_path)

@@ -28,11 +28,13 @@ CHUNK = 2_000_000  # weights (resamples x images) held at once
 class Sample:
     """One metric of one variant, by seed: ``value`` on the test subset, ``resampled (R,)``.
 
-    For a metric of each attribute they have the shapes ``(A,)`` and ``(R, A)``.
+    For a metric of each attribute they have the shapes ``(A,)`` and ``(R, A)``. ``trained`` is
+    False for the one run of a method that trains nothing.
     """
 
     value: dict[int, Any]
     resampled: dict[int, Floats]
+    trained: bool = True
 
 
 Samples = Mapping[str, Mapping[Variant, Sample]]  # by metric, then variant
@@ -55,9 +57,10 @@ class Estimate:
     seeds: int
 
 
-def unit_of(split: str) -> Unit:
-    """What is resampled: the zero-shot split asks about new persons, the others about images."""
-    return "identity" if split == "zero_shot" else "image"
+def unit_of(split: str, identity: np.ndarray) -> Unit:
+    """What is resampled: the zero-shot split asks about new persons, the others about images, and
+    so does every split of a dataset that knows no person (identity -1)."""
+    return "identity" if split == "zero_shot" and (identity >= 0).any() else "image"
 
 
 def stream(seed: int, dataset: str, split: str) -> list[int]:
@@ -72,7 +75,7 @@ def units_of(identity: np.ndarray, unit: Unit) -> np.ndarray:
     images = np.arange(len(identity))
     if unit == "image":
         return images
-    own = np.where(identity < 0, -1 - images, identity)
+    own = np.where(identity < 0, identity.max() + 1 + images, identity)
     _, numbers = np.unique(own, return_inverse=True)
     return numbers
 
@@ -141,7 +144,7 @@ def family(samples: Samples, pairs: Sequence[tuple[Variant, Variant]], alpha: fl
 
 def difference(a: Sample, b: Sample, alpha: float = 0.05) -> Estimate:
     """The mean over seeds of ``a - b``, seed paired with seed."""
-    pairs = pair_seeds(sorted(a.value), sorted(b.value))
+    pairs = pairs_of(a, b)
     values = [a.value[i] - b.value[j] for i, j in pairs]
     return estimate(values, [a.resampled[i] - b.resampled[j] for i, j in pairs], alpha)
 
@@ -180,7 +183,7 @@ def effects(a: Sample, b: Sample) -> Row:
     seeds that differ.
     """
     x, y = (np.array([s.value[i] for i in sorted(s.value)]) for s in (a, b))
-    pairs = pair_seeds(sorted(a.value), sorted(b.value))
+    pairs = pairs_of(a, b)
     drawn = np.mean([a.resampled[i] - b.resampled[j] for i, j in pairs], axis=0)
     g = np.nan
     if min(len(x), len(y)) > 1 and x.std() + y.std() > 0:
@@ -193,12 +196,19 @@ def effects(a: Sample, b: Sample) -> Row:
     }
 
 
-def pair_seeds(a: Sequence[int], b: Sequence[int]) -> list[tuple[int, int]]:
-    """Equal seeds in pairs; a method of one run is paired with every seed of the other.
+def pairs_of(a: Sample, b: Sample) -> list[tuple[int, int]]:
+    """The seeds that are compared; see ``pair_seeds``."""
+    return pair_seeds(sorted(a.value), sorted(b.value), trained=a.trained and b.trained)
+
+
+def pair_seeds(a: Sequence[int], b: Sequence[int], trained: bool = True) -> list[tuple[int, int]]:
+    """Equal seeds in pairs. Where not both sides are ``trained``, the one run that trains nothing
+    is paired with every seed of the other; a single trained run is not, since its seed has a
+    variance that nobody knows.
 
     Raises PedbenchError when no seed is common.
     """
-    if len(a) == 1 or len(b) == 1:
+    if not trained and 1 in (len(a), len(b)):
         return [(i, j) for i in a for j in b]
     common = sorted(set(a) & set(b))
     if not common:

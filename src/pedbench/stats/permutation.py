@@ -7,7 +7,7 @@ a place share their swaps, so that a method costs one matrix product (a test com
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import numpy as np
 from numpy.random import Generator
@@ -26,14 +26,19 @@ def draw_swaps(units: np.ndarray, resamples: int, rng: Generator) -> Iterator[Fl
 
 
 def permutation(
-    terms: Terms, baseline: Variant, units: np.ndarray, resamples: int, rng: Generator
+    terms: Terms,
+    baseline: Variant,
+    units: np.ndarray,
+    resamples: int,
+    rng: Generator,
+    untrained: Collection[Variant] = (),
 ) -> dict[Variant, dict[str, float]]:
     """Two-sided p-value of every variant against ``baseline``, by metric of ``par.of_sums``.
 
     For every unit a coin says whether the two exchange their predictions, those of all seeds
     together; the statistic is the difference averaged over the pairs of seeds. The p-value is the
     share of swaps (the one that was observed among them) with at least the observed difference
-    in size (Phipson & Smyth, 2010).
+    in size (Phipson & Smyth, 2010). ``untrained`` names the variants of one run that train nothing.
     """
     others = [variant for variant in terms if variant != baseline]
     if not others:
@@ -43,7 +48,8 @@ def permutation(
     for swaps in draw_swaps(units, resamples, rng):
         moved = {v: {s: swaps @ t for s, t in of.items()} for v, of in terms.items()}
         for variant in others:
-            pairs = pair_seeds(sorted(terms[variant]), sorted(terms[baseline]))
+            trained = variant not in untrained and baseline not in untrained
+            pairs = pair_seeds(sorted(terms[variant]), sorted(terms[baseline]), trained)
             sides = [(totals[variant][i], totals[baseline][j]) for i, j in pairs]
             gain = [moved[baseline][j] - moved[variant][i] for i, j in pairs]
             observed = mean_difference([(a[None], b[None]) for a, b in sides])

@@ -15,6 +15,7 @@ import numpy as np
 from pedbench.collect import mismatch
 from pedbench.config import DEFAULT
 from pedbench.contracts import PedbenchError
+from pedbench.files import read_json
 from pedbench.manifest import Manifest, read_manifest
 from pedbench.plan import Comparison, runs_of
 from pedbench.registry import suggest
@@ -22,7 +23,7 @@ from pedbench.results import PLAN, Document, Run, read_plan, read_runs
 from pedbench.stats import (
     Samples,
     family,
-    pair_seeds,
+    pairs_of,
     resample_runs,
     stream,
     unit_of,
@@ -91,11 +92,13 @@ def versus(
         dataset, split = place.split("/")
         runs = [*named(a, place), *named(b, place)]
         check_same(a, b, dataset, runs)
+        check_weights(a, b, place)
         manifest = (b if b.local else a).manifest(dataset)
-        unit, rng = unit_of(split), np.random.default_rng(stream(settings.seed, dataset, split))
+        identity = manifest.subset(split, "test").rows["identity"].to_numpy()
+        unit = unit_of(split, identity)
+        rng = np.random.default_rng(stream(settings.seed, dataset, split))
         samples = resample_runs(runs, manifest, metrics, resamples, unit, rng)
         by_seed = values_of(samples, place)
-        identity = manifest.subset(split, "test").rows["identity"].to_numpy()
         count = {"place": place, "n": units_of(identity, unit).max() + 1, "unit": unit}
         for row in family(samples, [((a.name, ""), (b.name, ""))], alpha):
             values = [(s["a"], s["b"]) for s in by_seed if s["metric"] == row["metric"]]
@@ -209,6 +212,21 @@ def check_same(a: Side, b: Side, dataset: str, runs: list[Run]) -> None:
     )
 
 
+def check_weights(a: Side, b: Side, place: str) -> None:
+    """Raises PedbenchError when backbones of one name had different weights."""
+    seen: dict[str, str] = {}
+    for run in (*a.runs[place], *b.runs[place]):
+        sha256 = read_json(run.folder / "environment.json")["weights_sha256"]
+        known = seen.setdefault(run.config["backbone"], sha256)
+        if known != sha256:
+            raise PedbenchError(
+                f"{a.name} and {b.name} cannot be compared on {place}: the weights of "
+                f"{run.config['backbone']} were not the same for both (sha256 {known[:12]} against "
+                f"{sha256[:12]}), so it is another backbone under the same name. Run both with the "
+                "same checkpoint ('checkpoints' in the config)"
+            )
+
+
 def between(one: Manifest, other: Manifest) -> str:
     """What differs in two manifests, as far as both hold it."""
     if one.attributes != other.attributes:
@@ -232,10 +250,11 @@ def values_of(samples: Samples, place: str) -> list[Row]:
     """The values of both at each pair of seeds, one row per metric and pair."""
     rows = []
     for metric, sides in samples.items():
-        a, b = (sample.value for sample in sides.values())
-        for i, j in pair_seeds(sorted(a), sorted(b)):
+        a, b = sides.values()
+        for i, j in pairs_of(a, b):
             row = {"place": place, "metric": metric, "seed_a": i, "seed_b": j}
-            rows.append({**row, "a": a[i], "b": b[j], "difference": a[i] - b[j]})
+            row |= {"a": a.value[i], "b": b.value[j]}
+            rows.append(row | {"difference": a.value[i] - b.value[j]})
     return rows
 
 
@@ -250,9 +269,9 @@ def differing(a: Side, b: Side, place: str) -> list[str]:
 
 
 def unpaired(a: Side, b: Side, place: str) -> list[str]:
-    """The seeds that one side alone has; a single run is paired with every seed."""
+    """The seeds that one side alone has; a run that trains nothing is paired with every seed."""
     seeds = {side.name: {run.seed for run in side.runs[place]} for side in (a, b)}
-    if min(map(len, seeds.values())) == 1:
+    if not all(run.trained for side in (a, b) for run in side.runs[place]):
         return []
     common = set.intersection(*seeds.values())
     return [
