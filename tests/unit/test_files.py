@@ -12,7 +12,14 @@ import torch
 
 from pedbench.checkpoint import save_tensors
 from pedbench.contracts import Attribute, PedbenchError
-from pedbench.files import canonical_json, digest, read_json, write_json, write_text
+from pedbench.files import (
+    canonical_json,
+    digest,
+    empty_folder,
+    read_json,
+    write_json,
+    write_text,
+)
 from pedbench.manifest import Manifest
 from pedbench.predict import write_predictions
 
@@ -72,6 +79,16 @@ def test_a_file_in_the_folder_s_place_is_named(tmp_path):
         PedbenchError, match="results/x/a.json: cannot be written.*'results' in the config"
     ):
         write_text(tmp_path / "results" / "x" / "a.json", "1")
+
+
+def test_a_folder_is_emptied_and_a_file_in_its_place_is_named(tmp_path):
+    write_text(tmp_path / "out/left/over", "x")
+    for _ in range(2):
+        empty_folder(tmp_path / "out")
+        assert list((tmp_path / "out").iterdir()) == []
+    write_text(tmp_path / "file", "x")
+    with pytest.raises(PedbenchError, match=r"file: cannot be written"):
+        empty_folder(tmp_path / "file")
 
 
 def test_damaged_json_is_named(tmp_path):
