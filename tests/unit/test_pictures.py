@@ -133,6 +133,7 @@ def test_examples_show_the_best_the_baseline_and_the_untrained(plan):
     words = {text.get_text() for text in picture.figure.texts}
     assert any(w.startswith("1  PromptPAR (global shallow)     2  Linear probe") for w in words)
     assert "the baseline aside" in picture.caption
+    assert scene.baseline is not None
     scene.experiments = scene.ranking = [scene.baseline]
     words = {text.get_text() for text in examples(scene).figure.texts}
     assert any(w.strip() == "1  Linear probe" for w in words)
