@@ -46,7 +46,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return command(**arguments) or 0
     except PedbenchError as error:
-        print(f"pedbench: {error}", file=sys.stderr)
+        from pedbench.files import printable  # the message may quote an imported bundle
+
+        print(f"pedbench: {printable(str(error))}", file=sys.stderr)
     except OSError as error:
         from pedbench.files import explain_os_error
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -278,14 +279,23 @@ def test_a_bomb_is_refused_before_it_is_unpacked(bundle, tmp_path):
     refused(pack(tmp_path / "bomb.zip", bomb), tmp_path, "more than 100 times as many.*zip bomb")
 
 
-def test_a_table_of_too_many_rows_is_refused(bundle, tmp_path):
-    """A Parquet file of a few bytes can hold any number of equal rows."""
-    column = pa.RunEndEncodedArray.from_arrays([1], ["x"])
+@pytest.mark.parametrize(
+    ("text", "rows", "columns", "codec", "message"),
+    [
+        ("x", 1_000_000, 21, "snappy", "has more than 20,000,000 values"),
+        ("x" * 20_000, 100_000, 1, "snappy", "has more than 1,073,741,824 bytes of text"),
+        ("x", 10, 1, "zstd", "is compressed with something else than SNAPPY"),
+    ],
+)
+def test_a_table_that_would_exhaust_the_memory_is_refused(
+    bundle, tmp_path, text, rows, columns, codec, message
+):
+    """A Parquet file of a few bytes can hold any number of equal values."""
+    one = pa.DictionaryArray.from_arrays(pa.array(np.zeros(rows, np.int32)), [text])
     stream = pa.BufferOutputStream()
-    many = pa.chunked_array([column.values.cast(pa.string()).take([0] * 1_000_000)] * 11)
-    pq.write_table(pa.table({"image": many.dictionary_encode()}), stream)
+    pq.write_table(pa.table({f"c{n}": one for n in range(columns)}), stream, compression=codec)
     evil = pack(tmp_path / "evil.zip", {**contents(bundle), TEST: stream.getvalue().to_pybytes()})
-    refused(evil, tmp_path, "has more than 10,000,000 rows")
+    refused(evil, tmp_path, message)
 
 
 def test_what_was_changed_after_the_export_is_refused(bundle, tmp_path):

@@ -233,6 +233,24 @@ def test_other_weights_are_another_backbone(lab, tmp_path):
         compare(tmp_path / "lab", "lora", "lab:zero_shot")
 
 
+def test_text_of_an_import_cannot_command_the_terminal(lab, tmp_path, monkeypatch, capsys):
+    odd = {"value": "\x1b[2J\nlora is above", "from": "x"}
+
+    def edit(config):
+        config["protocol"] |= {"optimiser": odd, "secret\x1b[1m": odd}
+
+    other = changed(lab, tmp_path, edit)
+    found = compare(other, "lora", "lab:zero_shot", ["a/standard"])
+    text = as_text(found)
+    assert "optimiser not known against \\x1b[2J lora is above" in text
+    assert "\x1b" not in text and "secret" not in text
+    changed_name = changed(other, tmp_path / "name", lambda c: c["protocol"].update(name=odd))
+    monkeypatch.chdir(changed_name)
+    assert main(["compare", "lora", "lab:zero_shot"]) == 1
+    said = capsys.readouterr().err
+    assert "different protocols" in said and "\x1b" not in said and "\\x1b[2J" in said
+
+
 def test_two_imports_need_no_results(lab, tmp_path, monkeypatch, capsys):
     shutil.copytree(lab / "imported", tmp_path / "imported")
     monkeypatch.chdir(tmp_path)

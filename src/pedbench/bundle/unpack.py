@@ -33,7 +33,9 @@ from pedbench.score import SUBSETS
 ENDINGS = (".json", ".jsonl", ".csv", ".parquet", ".safetensors")
 NAME = re.compile(r"[a-zA-Z0-9][\w-]*", re.ASCII)
 RATIO = 100  # an honest bundle unpacks to about five times its size
-ROWS = 10_000_000  # of one Parquet file
+VALUES = 20_000_000  # of one Parquet file
+BYTES = 1 << 30  # of the values of one Parquet file
+CODECS = {"SNAPPY", "UNCOMPRESSED"}  # what results are written with; unpacks to 20 times at most
 STEP = 1 << 20  # bytes copied at once
 
 
@@ -209,11 +211,33 @@ def check_contents(file: Path, folder: Path, index: Document) -> None:
         refuse(file, reason)
 
 
+def too_large(path: Path) -> str | None:
+    """Why the Parquet file ``path`` could exhaust the memory, if so: equal values take no room in
+    it, and a long text repeated in every row hardly any."""
+    metadata = pq.read_metadata(path)
+    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+    columns = [group.column(number) for group in groups for number in range(group.num_columns)]
+    values = sum(column.num_values for column in columns)
+    if max(values, metadata.num_rows * metadata.num_columns) > VALUES:
+        return f"has more than {VALUES:,} values"
+    if sum(group.total_byte_size for group in groups) > BYTES:
+        return f"has more than {BYTES:,} bytes of values"
+    if {column.compression for column in columns} - CODECS:
+        return f"is compressed with something else than {' or '.join(sorted(CODECS))}"
+    texts = {c.path_in_schema for c in columns if c.physical_type == "BYTE_ARRAY"}
+    table = pq.read_table(path, columns=sorted(texts), read_dictionary=sorted(texts))
+    chunks = [chunk for column in table.columns for chunk in column.chunks]
+    longest = [max((len(t or "") for t in c.dictionary.to_pylist()), default=0) for c in chunks]
+    if sum(len(c) * n for c, n in zip(chunks, longest, strict=True)) > BYTES:
+        return f"has more than {BYTES:,} bytes of text"
+    return None
+
+
 def misfits(folder: Path, index: Document) -> Iterator[str]:
     """What is wrong with the unpacked bundle in ``folder``."""
     for path in folder.rglob("*.parquet"):
-        if pq.read_metadata(path).num_rows > ROWS:
-            yield f"{path.relative_to(folder)} has more than {ROWS:,} rows"
+        if reason := too_large(path):
+            yield f"{path.relative_to(folder)} {reason}"
     plan = read_plan(folder)
     Comparison(**plan["comparison"])
     digests = {name: d["manifest_digest"] for name, d in index["datasets"].items()}

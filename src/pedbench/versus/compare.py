@@ -6,14 +6,14 @@ The differences are those of ``stats``: the same pairs have the same numbers the
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from pedbench.collect import mismatch
-from pedbench.config import DEFAULT
+from pedbench.config import DEFAULT, Protocol
 from pedbench.contracts import PedbenchError
 from pedbench.files import read_json
 from pedbench.manifest import Manifest, read_manifest
@@ -262,7 +262,7 @@ def differing(a: Side, b: Side, place: str) -> list[str]:
     """The backbone and the shared settings in which the two differ."""
     one, other = (settings_of(side.runs[place][0]) for side in (a, b))
     return [
-        f"{key} {one.get(key, UNKNOWN)} against {other.get(key, UNKNOWN)}"
+        f"{key} {shown(one.get(key, UNKNOWN))} against {shown(other.get(key, UNKNOWN))}"
         for key in sorted({*one, *other})
         if one.get(key) != other.get(key)
     ]
@@ -282,4 +282,11 @@ def unpaired(a: Side, b: Side, place: str) -> list[str]:
 
 
 def settings_of(run: Run) -> dict[str, Any]:
-    return {"backbone": run.config.get("backbone"), **run.protocol}
+    known = {field.name for field in fields(Protocol)}
+    settings = {key: value for key, value in run.protocol.items() if key in known}
+    return {"backbone": run.config.get("backbone"), **settings}
+
+
+def shown(value: Any) -> str:
+    """A setting on one line."""
+    return str(value).replace("\n", " ")[:80]

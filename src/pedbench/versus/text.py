@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from pedbench.files import printable
 from pedbench.results import headline
 from pedbench.versus.compare import Row, Versus
 
@@ -60,7 +61,7 @@ def as_text(found: Versus, by_seed: bool = False) -> str:
         aligned(lines, left=2) if by_seed else "",
         "\n".join(explained),
     ]
-    return "\n\n".join(part for part in parts if part) + "\n"
+    return printable("\n\n".join(part for part in parts if part) + "\n")
 
 
 def in_words(found: Versus) -> list[str]:
