@@ -224,7 +224,7 @@ def fill_the_disk(root: Path) -> None:
         (
             put_a_file("runs/synthetic_a/standard/linear_probe/default/seed2"),
             ONE_MORE,
-            "default/seed2/config.json: cannot be written",
+            "default/seed2/train.done.json: cannot be written",
         ),
         (fill_the_disk, ONE_MORE, "the disk (or your quota) is full. Finished runs are untouched"),
     ],
