@@ -251,13 +251,12 @@ def test_bad_input_ends_in_one_paragraph_and_keeps_finished_runs(
 
 def test_two_complete_runs_are_byte_identical(mini, tmp_path):
     first, _ = mini
-    second = Checkout.make(tmp_path / "elsewhere")
-    second.snakemake(*TABLES, cores=1)
+    second, name = Checkout.make(tmp_path / "elsewhere"), RESULTS / "long.parquet"
+    second.snakemake(str(name), "--configfile", CONFIG, cores=1)
     patterns = ("predictions.*.parquet", "scores.*.json", "adapter.safetensors")
     ours, theirs = files(first, *patterns), files(second, *patterns)
     assert ours.keys() == theirs.keys() and len(ours) >= 3 * 4
     assert [n for n in ours if ours[n].read_bytes() != theirs[n].read_bytes()] == []
-    name = RESULTS / "long.parquet"
     assert (first.root / name).read_bytes() == (second.root / name).read_bytes()
 
 
