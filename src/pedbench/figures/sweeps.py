@@ -127,13 +127,13 @@ def axis(ax: Any, lines: Sequence[Mapping[str, Any]], printed: Sequence[float]) 
 
 
 def published(parameter: str, place: Place, f1: str) -> pd.DataFrame:
-    """``value, metric, low, high, source`` that a paper states of this sweep on this dataset.
+    """``value, metric, low, high, source, note`` that a paper states of this sweep on this dataset.
 
     One file per parameter in ``resources/published``: points (a column of the parameter's name;
     ``low`` equals ``high``) or ranges over all values (``value`` is empty). Their F1 is the mean
     over images, so it stands only beside that.
     """
-    names = ["value", "metric", "low", "high", "source"]
+    names = ["value", "metric", "low", "high", "source", "note"]
     file = f"sweep_{parameter}.csv"
     if not (ROOT / FOLDER / file).is_file() or place[1] != "standard":
         return pd.DataFrame(columns=names)
@@ -141,7 +141,7 @@ def published(parameter: str, place: Place, f1: str) -> pd.DataFrame:
     table = table[table["dataset"].str.lower() == place[0]]
     if parameter in table:
         metrics = [name for name in ("mA", "F1") if name in table]
-        table = table.melt([parameter, "source"], metrics, "metric", "low")
+        table = table.melt([parameter, "source", "note"], metrics, "metric", "low")
         table = table.rename(columns={parameter: "value"}).assign(high=table["low"])
     else:
         table = table.rename(columns={"range_low": "low", "range_high": "high"})
@@ -177,4 +177,7 @@ def caption(m: Material, sweep: Mapping[str, Any], tested: bool, printed: pd.Dat
     if len(printed):
         sources = ", ".join(dict.fromkeys(printed["source"]))
         parts.append(f"Stars or grey range: as published ({sources})")
+        parts += [f"Of these: {note}" for note in dict.fromkeys(printed["note"]) if note]
+    if sweep["parameter"] == "label_fraction":
+        parts.append("Epochs pass over the kept images, so fewer labels are also fewer steps")
     return ". ".join(parts) + "."
