@@ -135,6 +135,7 @@ def fake_run(
     lines = [str(row).replace("'", '"') for row in steps]
     (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n")
     machine = {"commit": "c0ffee", "dirty": False, "device": "cpu", "python": "3.11"}
+    machine |= {"device_name": "Fake CPU", "threads": 1, "packages": {"torch": "2.0"}}
     machine["weights_sha256"] = "0" * 64
     write_json(folder / "environment.json", machine)
     cost = {"parameters_trained": 12, "seconds_fit": 1.5 + key[4]}

@@ -12,7 +12,6 @@ import importlib
 import math
 import multiprocessing
 import os
-import platform
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -36,6 +35,7 @@ from tqdm import tqdm
 
 from pedbench.checkpoint import Checkpoints
 from pedbench.contracts import BaseMethod, PedbenchError
+from pedbench.devices import device_name
 from pedbench.engine import Fit, TrainingSet
 from pedbench.files import read_json, write_text
 from pedbench.manifest import read_manifest
@@ -50,7 +50,7 @@ COLUMNS = (
     *("parameters_allocated", "parameters_trained", "parameters_effective", "share_of_full"),
     *("adapter_bytes", "gflop_per_image", "train_images_per_s", "latency_ms_1"),
     *(f"images_per_s_{size}" for size in SIZES),
-    *("train_peak_mb", "predict_peak_mb", "seconds_fit", "energy_j_per_image"),
+    *("train_peak_mb", "predict_peak_mb", "seconds_fit", "device_of_runs", "energy_j_per_image"),
 )
 BATCHES = 4  # of training images that are used
 STEPS, WARM_UP = 12, 5  # of the timed training; how many of them are not timed
@@ -92,12 +92,17 @@ def first_experiments(plan: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
 
 
 def kept_by_runs(folders: list[Path]) -> dict[str, Any]:
-    """Size of the adapter and mean duration of training; empty where nothing was trained."""
+    """Size of the adapter, mean duration of training and the device of the runs: empty where
+    nothing was trained, the last two where several devices were used, whose times do not mix."""
     adapters = [folder / "adapter.safetensors" for folder in folders]
     if not adapters[0].is_file():
         return {}
-    seconds = mean(read_json(folder / "cost.json")["seconds_fit"] for folder in folders)
-    return {"adapter_bytes": adapters[0].stat().st_size, "seconds_fit": _rounded(seconds)}
+    found: dict[str, Any] = {"adapter_bytes": adapters[0].stat().st_size}
+    devices = {read_json(folder / "environment.json")["device_name"] for folder in folders}
+    if len(devices) == 1:
+        seconds = mean(read_json(folder / "cost.json")["seconds_fit"] for folder in folders)
+        found |= {"seconds_fit": _rounded(seconds), "device_of_runs": devices.pop()}
+    return found
 
 
 def in_own_process(function: Callable[..., Any], *arguments: Any) -> Any:
@@ -195,15 +200,6 @@ class Bench:
             common = job.accelerator, checkpoints, log
             Fit(method, model, self.task, data, self.protocol, 0, *common).run()
         return planned
-
-
-def device_name(device: torch.device) -> str:
-    """The GPU's or the processor's model."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    cpuinfo = Path("/proc/cpuinfo")
-    model = re.search(r"model name\s*: (.*)", cpuinfo.read_text() if cpuinfo.is_file() else "")
-    return model[1] if model else platform.processor() or platform.machine()
 
 
 def count_parameters(model: nn.Module, backbone: nn.Module) -> dict[str, Any]:

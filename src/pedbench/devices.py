@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import fcntl
 import os
+import platform
+import re
 import subprocess
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 
 def visible_gpus() -> tuple[str, ...]:
@@ -24,6 +29,17 @@ def visible_gpus() -> tuple[str, ...]:
     return tuple(
         str(i) for i in range(sum(s.startswith("GPU ") for s in listed.stdout.split("\n")))
     )
+
+
+def device_name(device: torch.device) -> str:
+    """The GPU's or the processor's model."""
+    if device.type == "cuda":
+        import torch
+
+        return torch.cuda.get_device_name(device)
+    cpuinfo = Path("/proc/cpuinfo")
+    model = re.search(r"model name\s*: (.*)", cpuinfo.read_text() if cpuinfo.is_file() else "")
+    return model[1] if model else platform.processor() or platform.machine()
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -63,6 +64,7 @@ class State:
     sums: dict[str, float] = field(default_factory=dict)  # loss terms of the running epoch
     history: list[dict[str, Any]] = field(default_factory=list)
     best: float = -math.inf
+    seconds: float = 0.0  # of training, over all starts of the run
 
 
 class Fit:
@@ -113,6 +115,7 @@ class Fit:
         Raises Diverged naming step and parameter group when a loss or gradient is not finite,
         and PedbenchError when a checkpoint is corrupt.
         """
+        self._since = time.perf_counter()
         stages = self.method.stages(tuple(self.groups))
         if self._starts_from_the_probe():
             probe = self.protocol.probe_epochs, self.protocol.probe_lr
@@ -128,6 +131,7 @@ class Fit:
             self._run_stage(stages[index], index, resumed[0] if resumed else None)
             resumed = None
             self.state.stage, self.state.step, self.state.sums = index + 1, 0, {}
+        self._count_time()
         return self.best or self.trained.tensors()  # without a stage nothing was validated
 
     def _starts_from_the_probe(self) -> bool:
@@ -181,7 +185,12 @@ class Fit:
         self.state = State(**meta, best=-math.inf if best is None else best)
         tqdm.write(f"{self.label}: resumed at stage {meta['stage']}, step {meta['step']}")
 
+    def _count_time(self) -> None:
+        now = time.perf_counter()
+        self.state.seconds, self._since = self.state.seconds + now - self._since, now
+
     def _save(self, optimiser: torch.optim.Optimizer) -> None:
+        self._count_time()
         if not self.accelerator.is_main_process:
             return
         tensors = {f"model/{k}": v for k, v in self.trained.tensors().items()}

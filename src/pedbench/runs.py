@@ -160,7 +160,7 @@ def refusal(variant: Path) -> str | None:
     return read_json(path)["reason"] if path.is_file() else None
 
 
-def environment(threads: int, device: str, weights_sha256: str) -> dict[str, Any]:
+def environment(threads: int, device: dict[str, str], weights_sha256: str) -> dict[str, Any]:
     """Where the numbers come from: commit, versions, machine."""
     lock = ROOT / "requirements.lock"
     return {
@@ -171,9 +171,14 @@ def environment(threads: int, device: str, weights_sha256: str) -> dict[str, Any
         "packages": {name: metadata.version(name) for name in PACKAGES},
         "lock_sha256": file_sha256(lock) if lock.is_file() else None,
         "weights_sha256": weights_sha256,
-        "device": device,
+        **device,
         "threads": threads,
     }
+
+
+def commit_of(record: dict[str, Any]) -> str:
+    """The commit that made a run; as git says it, "-dirty" if files had been changed since."""
+    return f"{record.get('commit')}{'-dirty' if record.get('dirty') else ''}"
 
 
 def _git(*words: str) -> str | None:

@@ -13,13 +13,14 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import nn
 from tqdm import tqdm
 
 from pedbench.checkpoint import Checkpoints, load_tensors, load_trained, save_tensors
 from pedbench.config import Protocol
 from pedbench.contracts import BaseMethod, PedbenchError, Task
 from pedbench.data import Images, labelled
+from pedbench.devices import device_name
 from pedbench.engine import Diverged, Fit, TrainingSet, Validate
 from pedbench.files import read_json, write_json
 from pedbench.manifest import Manifest, read_manifest
@@ -177,21 +178,22 @@ class Job:
         self.accelerator.wait_for_everyone()
         method, model = self.build(seed)
         trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-        started = time.perf_counter()
+        seconds = 0.0
         if method.trains:
-            tensors = self._fit(method, model, seed, digest, folder, keep_epochs)
+            fit = self._fit(method, model, seed, digest, folder, keep_epochs)
+            tensors, seconds = fit.run(), fit.state.seconds
             if main:
                 save_tensors(folder.adapter, tensors, {"digest": digest})
-        fitted = time.perf_counter()
         if main:
+            started = time.perf_counter()
             if method.trains:
                 load_trained(model, load_tensors(folder.adapter)[0], folder.adapter)
             for subset, part in self.evaluated.items():
                 logits = self.logits(model, part)
                 write_predictions(folder.predictions(subset), part.manifest, logits, digest)
             cost = {
-                "seconds_fit": round(fitted - started, 2),
-                "seconds_predict": round(time.perf_counter() - fitted, 2),
+                "seconds_fit": round(seconds, 2),
+                "seconds_predict": round(time.perf_counter() - started, 2),
                 "parameters_trained": trained,
                 "parameters_total": sum(p.numel() for p in model.parameters()),
             }
@@ -208,15 +210,16 @@ class Job:
         sha256 = self.backbone.weights_sha256
         digest = run_digest(config, seed, self.manifest_digest, sha256, self.threads)
         method, model = self.build(seed, config)
-        load_trained(model, self._fit(method, model, seed, digest, folder), folder.path)
+        load_trained(model, self._fit(method, model, seed, digest, folder).run(), folder.path)
         return self._validation(self.evaluated["val"])(model)
 
     def _open(self, seed: int, digest: str, folder: RunFolder) -> None:
         task = asdict(make_task(self.config, self.labelled(seed).manifest))
         own = {"seed": seed, "manifest_digest": self.manifest_digest, "task": task}
         folder.start(digest, {**self.raw, **own})
-        device = str(self.accelerator.device)
-        record = environment(self.threads, device, self.backbone.weights_sha256)
+        device = self.accelerator.device
+        named = {"device": str(device), "device_name": device_name(device)}
+        record = environment(self.threads, named, self.backbone.weights_sha256)
         write_json(folder.path / "environment.json", record)
 
     def _fit(
@@ -227,7 +230,7 @@ class Job:
         digest: str,
         folder: RunFolder,
         keep_epochs: bool = False,
-    ) -> dict[str, Tensor]:
+    ) -> Fit:
         mean, std = normalisation(self.backbone, self.config.protocol)
         part = self.labelled(seed)
         labels = torch.from_numpy(part.manifest.labels.copy())
@@ -244,7 +247,7 @@ class Job:
             self._validation(self.evaluated["val"]),
             label="/".join(folder.path.parts[-5:]),
             epochs=folder.epochs if keep_epochs else None,
-        ).run()
+        )
 
     def logits(self, model: nn.Module, part: Part) -> np.ndarray:
         """Raises Diverged when the last step, whose loss nobody saw, left logits not finite."""

@@ -53,9 +53,10 @@ COST = """\
 dataset,split,method,variant,device,threads,parameters_allocated,parameters_trained,\
 parameters_effective,share_of_full,adapter_bytes,gflop_per_image,train_images_per_s,latency_ms_1,\
 images_per_s_1,images_per_s_8,images_per_s_32,train_peak_mb,predict_peak_mb,seconds_fit,\
-energy_j_per_image
-peta,standard,linear_probe,default,A 50% CPU_1,1,2000,1000,1000,0.5,4096,0.01,100,2,4,5,6,5,4,1,
-peta,standard,zero_shot,default,Big & GPU,,0,0,0,0,,0.01,,2,500,600,700,,30,,
+device_of_runs,energy_j_per_image
+peta,standard,linear_probe,default,A 50% CPU_1,1,2000,1000,1000,0.5,4096,0.01,100,2,4,5,6,5,4,1,\
+A 50% CPU_1,
+peta,standard,zero_shot,default,Big & GPU,,0,0,0,0,,0.01,,2,500,600,700,,30,,,
 """
 SELECTION = """\
 dataset,split,method,variant,seed,metric,last_epoch,validation,released,epoch_last,\

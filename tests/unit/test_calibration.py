@@ -39,12 +39,14 @@ def test_for_methods_the_permutation_test_is_anticonservative():
     assert found["permutation"] > 0.15
 
 
-def test_marks_exceed_their_level_where_few_seeds_dominate():
-    """What docs/statistics.md says of the marks; five seeds and ten come closer to the level."""
-    holm = 0.05 / 22
-    few, some, many = (levels(2, seeds, [holm], 100_000)[0] / holm for seeds in (3, 5, 10))
-    assert few > 4 and many < 2 and few > some > many
-    assert levels(0.5, 3, [holm], 100_000)[0] / holm < 1.5
+@pytest.mark.parametrize("seeds", [2, 3, 10])
+@pytest.mark.parametrize("ratio", [0.0, 0.5, 3.0])
+def test_marks_keep_their_level(seeds, ratio):
+    """At 5 % and where Holm decides a mark of the default, however much of the error the seeds
+    are; a table of more is in docs/statistics.md."""
+    for alpha in (0.05, 0.05 / 22):
+        (found,) = levels(ratio, seeds, [alpha], 40_000)
+        assert found <= alpha + 3 * np.sqrt(alpha / 40_000), alpha
 
 
 @pytest.mark.parametrize("test", ["Wilcoxon", "Friedman", "Nemenyi, any pair"])

@@ -36,7 +36,7 @@ class Bench:
     """Fits a method on the noise dataset and hands out what came of it."""
 
     def __init__(self, backbone, manifest, folder):
-        self.backbone, self.folder = backbone, folder
+        self.backbone, self.folder, self.fits = backbone, folder, []
         self.train, self.val = (
             manifest.subset("standard", "train"),
             manifest.subset("standard", "val"),
@@ -60,6 +60,7 @@ class Bench:
             Checkpoints(self.folder / name, "run"), self.folder / f"{name}.jsonl", validate, name,
             epochs_kept,
         )  # fmt: skip
+        self.fits.append(fit)
         if kill_at is not None:
             save, saves = fit._save, iter(range(1000))
 
@@ -92,6 +93,16 @@ def test_killed_runs_end_with_the_same_bits(bench, kills, optimiser):
     assert equal(undisturbed, resumed)
     whole, killed = ((bench.folder / f"{n}.jsonl").read_text() for n in ("whole", "killed"))
     assert whole == killed
+
+
+def test_the_time_of_a_killed_run_counts(bench, monkeypatch):
+    clock = itertools.count()
+    monkeypatch.setattr(engine.time, "perf_counter", lambda: next(clock))
+    with pytest.raises(Killed):
+        bench.fit(name="killed", kill_at=1)
+    before = bench.fits[-1].state.seconds
+    bench.fit(name="killed")
+    assert 0 < before < bench.fits[-1].state.seconds
 
 
 def test_sparse_checkpoints_resume_to_the_same_bits(bench):

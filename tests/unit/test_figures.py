@@ -47,7 +47,10 @@ KEY = ["method", "variant"]
 def made_up_costs() -> pd.DataFrame:
     table = pd.DataFrame(ROWS, columns=KEY).assign(dataset="a", split="standard", threads=1)
     return table.assign(
-        device="cpu", parameters_trained=[0, 1e3, 1e5], seconds_fit=[np.nan, 2.0, 9.0]
+        device="cpu",
+        parameters_trained=[0, 1e3, 1e5],
+        seconds_fit=[np.nan, 2.0, 9.0],
+        device_of_runs=[np.nan, "cpu", "cpu"],
     )
 
 

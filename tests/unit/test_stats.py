@@ -6,6 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 from helpers import fake_results
+from scipy.stats import norm
+from scipy.stats import t as student
 from statsmodels.stats.multitest import multipletests
 
 from pedbench.contracts import PedbenchError
@@ -52,7 +54,7 @@ def test_equal_methods_are_rarely_told_apart():
 
 
 def test_a_known_difference_is_found():
-    assert rejections(1.5, 60, np.random.default_rng(2)) / 60 >= 0.9
+    assert rejections(2.0, 60, np.random.default_rng(2)) / 60 >= 0.9
 
 
 def test_ignoring_the_seeds_would_be_anticonservative():
@@ -85,7 +87,7 @@ def test_a_single_trained_run_is_not_taken_for_the_method():
     for trained, seeds in ((True, 1), (False, 3)):
         one = Sample({0: 0.0}, {0: np.zeros(50)}, trained)
         assert bootstrap.difference(three, one).seeds == seeds
-        assert np.isinf(bootstrap.difference(three, one).df) == trained
+        assert (bootstrap.difference(three, one).se_seeds == 0) == trained
 
 
 def test_pairing_removes_what_the_seeds_share():
@@ -101,7 +103,7 @@ def test_pairing_removes_what_the_seeds_share():
 
 def test_identical_predictions_do_not_differ():
     a = Sample({0: 0.5}, {0: np.full(10, 0.5)})
-    assert bootstrap.difference(a, a).p == 1.0
+    assert bootstrap.difference(a, a).p == pytest.approx(1.0)
 
 
 def test_estimate_by_hand():
@@ -111,8 +113,21 @@ def test_estimate_by_hand():
     assert found.value == 3.0
     assert found.se_images**2 == pytest.approx(images)
     assert found.se_seeds**2 == pytest.approx(between)
-    assert found.df == pytest.approx((images + between) ** 2 / (between**2 / 2))
-    assert found.ci_low < 3.0 - 1.96 * np.sqrt(images + between)
+    rng, draws = np.random.default_rng(0), 1_000_000
+    t = rng.standard_t(2, draws)
+    null = np.abs(np.sqrt(images) * rng.normal(size=draws) + np.sqrt(between) * t)
+    assert found.p == pytest.approx((null >= 3.0).mean(), abs=0.002)
+    assert (null >= found.ci_high - 3.0).mean() == pytest.approx(0.05, abs=0.001)
+    assert found.ci_high - 3.0 == pytest.approx(3.0 - found.ci_low)
+
+
+def test_without_one_part_the_test_is_the_textbooks():
+    x = np.array([0.5, 2.0, 9.0])
+    np.testing.assert_allclose(bootstrap.exceeds(x, 1.0, 0.0, 3), 2 * norm.sf(x), rtol=1e-8)
+    np.testing.assert_allclose(bootstrap.exceeds(x, 0.0, 1.0, 3), 2 * student.sf(x, 2), atol=1e-5)
+    np.testing.assert_allclose(bootstrap.exceeds(x, 1.0, 0.0, 1), 2 * norm.sf(x), rtol=1e-8)
+    assert bootstrap.exceeds(0.0, 0.0, 0.0, 3) == pytest.approx(1.0)
+    assert bootstrap.exceeds(1.0, 0.0, 0.0, 3) == 0.0
 
 
 def test_weights_draw_whole_identities():

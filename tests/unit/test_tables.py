@@ -198,6 +198,8 @@ def test_the_caption_states_the_settings_and_the_notes_the_departures(tables):
     ):
         assert part in text, part
     assert "native 2:1 input" not in text
+    made_by = "commit c0ffee, torch 2.0, Fake CPU, 1 thread: "
+    assert made_by in (tables / "tables/notes.md").read_text()
     for name in ("notes.md", "index.md", "index.html"):
         page = (tables / "tables" / name).read_text()
         assert page.count("native 2:1 input") == 1 and page.count("Linear probe: lr") == 1
@@ -372,12 +374,13 @@ COST = """\
 dataset,split,method,variant,device,threads,parameters_allocated,parameters_trained,\
 parameters_effective,share_of_full,adapter_bytes,gflop_per_image,train_images_per_s,latency_ms_1,\
 images_per_s_1,images_per_s_8,images_per_s_32,train_peak_mb,predict_peak_mb,seconds_fit,\
-energy_j_per_image
+device_of_runs,energy_j_per_image
 a,standard,linear_probe,default,Small CPU,1,2000,1000,1000,0.5,4096,0.0123,100.5,2.5,400,500,600,\
-50,40,12.5,
-a,standard,full,default,Big GPU,,3000,3000,2900,100,12288,0.5,1000,1,1000,2000,4000,900,800,3.5,0.2
-a,standard,zero_shot,default,Small CPU,1,0,0,0,0,,0.01,,2,500,600,700,,30,,
-b,standard,other,default,Small CPU,1,0,0,0,0,,0.01,,2,500,600,700,,30,,
+50,40,12.5,Small CPU,
+a,standard,full,default,Big GPU,,3000,3000,2900,100,12288,0.5,1000,1,1000,2000,4000,900,800,3.5,\
+Big GPU,0.2
+a,standard,zero_shot,default,Small CPU,1,0,0,0,0,,0.01,,2,500,600,700,,30,,,
+b,standard,other,default,Small CPU,1,0,0,0,0,,0.01,,2,500,600,700,,30,,,
 """
 SELECTION = """\
 dataset,split,method,variant,seed,metric,last_epoch,validation,released,epoch_last,\

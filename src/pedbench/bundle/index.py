@@ -11,6 +11,7 @@ from pedbench import __version__, registry
 from pedbench.contracts import PedbenchError
 from pedbench.files import file_sha256, read_json
 from pedbench.results import Document, Run
+from pedbench.runs import commit_of
 
 FORMAT = 1
 INDEX, LONG = "bundle.json", "long.parquet"
@@ -61,11 +62,6 @@ def index_of(
             for name, content in files.items()
         },
     }
-
-
-def commit_of(environment: Mapping[str, Any]) -> str:
-    """The commit that made a run; as git says it, "-dirty" if files had been changed since."""
-    return f"{environment.get('commit')}{'-dirty' if environment.get('dirty') else ''}"
 
 
 def licence(dataset: str) -> str:

@@ -34,6 +34,9 @@ def pictures(m: Material) -> Iterator[Picture]:
         place: Place = dataset, split
         table = with_score(m, place, group)
         panels = {c: t for c, t in COSTS.items() if c in table and len(table[c].dropna()) > 1}
+        of_runs = list(table["device_of_runs"].dropna().unique())
+        if len(of_runs) != 1:
+            panels.pop("seconds_fit", None)
         if not panels:
             continue
         name = stem("cost", place)
@@ -41,7 +44,9 @@ def pictures(m: Material) -> Iterator[Picture]:
             name if len(devices) == 1 else f"{name}_device{devices.index(device)}",
             draw(m, table, place, panels),
             f"Accuracy against cost on {words(place)}",
-            f"Test mA, mean over the seeds, against cost ({device}, threads: {threads}). "
+            f"Test mA, mean over the seeds, against cost ({device}, threads: {threads}"
+            + (f"; training time: the runs on {of_runs[0]}" if "seconds_fit" in panels else "")
+            + "). "
             "Filled, joined by the line: the Pareto front, that is, no other method scores at "
             "least as high for less. The front describes these test results; it chooses nothing.",
             "Cost",

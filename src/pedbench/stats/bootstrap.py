@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from typing import Any, Literal
 from zlib import crc32
 
 import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
+from scipy.optimize.elementwise import find_root
+from scipy.stats import chi2, norm
 from scipy.stats import t as student
 from statsmodels.stats.meta_analysis import effectsize_smd
 from statsmodels.stats.multitest import multipletests
@@ -52,7 +55,6 @@ class Estimate:
     ci_high: Any
     se_images: Any
     se_seeds: Any
-    df: Any
     p: Any
     seeds: int
 
@@ -152,25 +154,53 @@ def difference(a: Sample, b: Sample, alpha: float = 0.05) -> Estimate:
 def estimate(values: Sequence[Any], resampled: Sequence[Floats], alpha: float) -> Estimate:
     """The mean of S ``values``, one per seed, each with its R resamples over the images.
 
-    The squared standard error is the variance of the mean over the resampled images plus the
-    variance between seeds divided by S; the reference is the t distribution with Satterthwaite's
-    degrees of freedom. With one seed only the images vary. Resamples in which the metric is
-    undefined (no positive was drawn) are left out.
+    ``se_images`` is the standard deviation of the mean over the resampled images, ``se_seeds``
+    that between seeds divided by the root of S; with one seed only the images vary. Test and
+    interval are those of ``exceeds``. Resamples in which the metric is undefined (no positive was
+    drawn) are left out.
     """
     seeds = len(values)
-    mean = np.mean(values, axis=0)
-    drawn = np.mean(resampled, axis=0)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        images = _variance(drawn)
-        between = np.var(values, axis=0, ddof=1) / seeds if seeds > 1 else np.zeros_like(mean)
-        se = np.sqrt(images + between)
-        df = (images + between) ** 2 / between**2 * (seeds - 1) if seeds > 1 else np.inf + between
-        p = np.where(se > 0, 2 * student.sf(abs(mean) / se, df), np.where(mean == 0, 1.0, 0.0))
-    df = np.where(between > 0, df, np.inf)
-    half = student.ppf(1 - alpha / 2, df) * se
-    undefined = np.isnan(mean + se)
-    found = (mean, mean - half, mean + half, np.sqrt(images), np.sqrt(between), df, p)
+    mean = np.asarray(np.mean(values, axis=0))
+    with np.errstate(invalid="ignore"):
+        images = np.sqrt(_variance(np.mean(resampled, axis=0)))
+        between = np.std(values, axis=0, ddof=1) / np.sqrt(seeds) if seeds > 1 else 0 * mean
+    p = exceeds(np.abs(mean), images, between, seeds)
+    widest = norm.isf(alpha / 4) * images + student.isf(alpha / 4, max(seeds - 1, 1)) * between
+    half = find_root(
+        lambda x, of_images, of_seeds: exceeds(x, of_images, of_seeds, seeds) - alpha,
+        (0 * widest, widest),
+        args=(images, between),
+    ).x
+    half = np.where(widest == 0, 0.0, half)
+    undefined = np.isnan(mean + widest)
+    found = (mean, mean - half, mean + half, images, between, p)
     return Estimate(*(np.where(undefined, np.nan, x)[()] for x in found), seeds=seeds)
+
+
+def exceeds(size: Any, se_images: Any, se_seeds: Any, seeds: int) -> Any:
+    """P(abs(``se_images`` Z + ``se_seeds`` T) >= ``size``), Z normal and T of Student's t with
+    ``seeds`` - 1 degrees of freedom: Behrens and Fisher's distribution (R. A. Fisher, The fiducial
+    argument in statistical inference, 1935), one of whose variances is known.
+
+    T is a normal variable with a random variance, over whose quantiles the normal tail is averaged.
+    """
+    size, images, between = (np.asarray(x)[..., None] for x in (size, se_images, se_seeds))
+    scale = np.hypot(images, between * np.sqrt(_variance_ratios(seeds)))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        tail = np.where(size > 0, 2 * norm.sf(size / scale), 1.0)
+    return np.where(np.isnan(scale), np.nan, tail) @ _WEIGHTS
+
+
+# Gauss-Legendre nodes of (0, 1), crowded where the variance is largest: 9 digits of p
+_NODES, _WEIGHTS = np.polynomial.legendre.leggauss(100)
+_NODES, _WEIGHTS = ((1 + _NODES) / 2) ** 4, 2 * _WEIGHTS * ((1 + _NODES) / 2) ** 3
+
+
+@cache
+def _variance_ratios(seeds: int) -> Floats:
+    """Quantiles at ``_NODES`` of the true variance over the one estimated from ``seeds``."""
+    df = max(seeds - 1, 1)
+    return df / chi2.ppf(_NODES, df)
 
 
 def effects(a: Sample, b: Sample) -> Row:

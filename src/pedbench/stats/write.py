@@ -40,14 +40,14 @@ ATTRIBUTES, WILCOXON, FRIEDMAN = "attributes.csv", "wilcoxon.csv", "friedman.csv
 RANKS, POSTHOC = "ranks.csv", "posthoc.csv"
 PAIR = ("metric", "method", "variant", "against_method", "against_variant")
 TEST = (
-    *("dataset", "split", *PAIR, "difference", "ci_low", "ci_high", "se_images", "se_seeds", "df"),
+    *("dataset", "split", *PAIR, "difference", "ci_low", "ci_high", "se_images", "se_seeds"),
     *("seeds", "p", "p_holm", "significant", "family", "unit", "resamples"),
 )
 EFFECTS = ("superiority", "share_above", "hedges_g")
 COLUMNS = {
     INTERVALS: (
         *("dataset", "split", "metric", "method", "variant", "value", "ci_low", "ci_high"),
-        *("se_images", "se_seeds", "df", "seeds", "unit", "resamples"),
+        *("se_images", "se_seeds", "seeds", "unit", "resamples"),
         *("difference", "difference_low", "difference_high"),
     ),
     VS_BASELINE: (*TEST, "p_permutation", *EFFECTS),

@@ -5,13 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from pedbench.collect import select
-from pedbench.files import read_json
 from pedbench.results import display_name
 from pedbench.tables.definitions import Definition
 from pedbench.tables.model import Block, Cell, Column, Row, Table
@@ -127,7 +125,7 @@ def _measured(definition: Definition, results: Results) -> list[Measured]:
 
 
 def _read(experiment: Experiment, row: Mapping[str, Any], results: Results) -> Measured:
-    device, of_runs = _device(row), _device_of_runs(experiment)
+    device, of_runs = _device(row), _text(row["device_of_runs"])
     values = {**row, PPT.column: _ppt(experiment, row, results)}
     keys = [
         *(("", quantity) for quantity in (*ANYWHERE, PPT)),
@@ -168,19 +166,14 @@ def _given(value: Any) -> bool:
     return value is not None and not pd.isna(value)
 
 
+def _text(value: Any) -> str:
+    return str(value) if _given(value) else ""
+
+
 def _device(row: Mapping[str, Any]) -> str:
     """Device and threads of a measurement; empty where there was none."""
-    if not _given(row["device"]):
-        return ""
     threads = f", {int(row['threads'])} threads" if _given(row["threads"]) else ""
-    return f"{row['device']}{threads.replace(' 1 threads', ' 1 thread')}"
-
-
-def _device_of_runs(experiment: Experiment) -> str:
-    """The device of an experiment's runs; empty if there are several, whose times do not mix."""
-    files = [Path(experiment["folder"]) / f"seed{n}/environment.json" for n in experiment["seeds"]]
-    found = {str(read_json(file).get("device", "")) for file in files if file.is_file()}
-    return found.pop() if len(found) == 1 else ""
+    return _text(row["device"]) and f"{row['device']}{threads.replace(' 1 threads', ' 1 thread')}"
 
 
 def _ppt(experiment: Experiment, row: Mapping[str, Any], results: Results) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,11 @@ from typing import Any
 import pandas as pd
 
 from pedbench.config import DEFAULT, plain, read_protocol
+from pedbench.files import read_json
 from pedbench.published import TOLERANCE, UNSTATED
 from pedbench.published import Row as Published
 from pedbench.results import display_name
-from pedbench.runs import refusal
+from pedbench.runs import commit_of, refusal
 from pedbench.tables.definitions import Definition
 from pedbench.tables.model import BETTER, WORSE
 from pedbench.tables.source import Experiment, Results
@@ -127,6 +129,24 @@ def refusals(experiments: Sequence[Experiment]) -> list[str]:
             name = display_name(e["method"], e["variant"])
             found.setdefault((name, reason), []).append(e["dataset"])
     return [f"{name} was not run on {', '.join(on)}: {why}." for (name, why), on in found.items()]
+
+
+def provenance(experiments: Sequence[Experiment]) -> list[str]:
+    """Commit, torch and device of the runs, a line for each combination with the number of runs.
+
+    Only equal settings make a run count as finished, not equal versions, so a table may hold
+    runs of several; numbers repeat to the bit only within one.
+    """
+    folders = (Path(e["folder"]) / f"seed{n}" for e in experiments for n in e["seeds"])
+    files = [folder / "environment.json" for folder in folders]
+    counts = Counter(_made_by(read_json(file)) for file in files if file.is_file())
+    return [f"{how}: {runs} run{'s' * (runs > 1)}" for how, runs in counts.most_common()]
+
+
+def _made_by(record: dict[str, Any]) -> str:
+    threads = f"{record['threads']} thread{'s' * (record['threads'] > 1)}"
+    torch = record["packages"]["torch"]
+    return f"commit {commit_of(record)}, torch {torch}, {record['device_name']}, {threads}"
 
 
 def departures(specs: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from tqdm import tqdm
 
 from pedbench.collect import read_csv, read_long, select
 from pedbench.files import empty_folder, read_captions, write_text
@@ -29,7 +30,7 @@ from pedbench.tables.render import (
 from pedbench.tables.scores import scores_table
 from pedbench.tables.selection import selection_table
 from pedbench.tables.source import Experiment, Results
-from pedbench.tables.text import departures
+from pedbench.tables.text import departures, provenance
 from pedbench.tune import PRESET, tuning_markdown
 
 NOTES, TUNING, PER_ATTRIBUTE = "notes.md", "tuning.md", "per_attribute.csv"
@@ -118,7 +119,10 @@ def write_tables(
     for name in COPIED:
         write_text(out / name, (stats / name).read_text(encoding="utf-8"))
     settings = departures(list(results.specs.values()))
-    write_text(out / NOTES, notes(tables, settings))
+    made_by = provenance(experiments)
+    if len(made_by) > 1:
+        tqdm.write(f"{out}: the tables mix runs of different versions or devices; see {NOTES}")
+    write_text(out / NOTES, notes(tables, settings, made_by))
     tuned = PRESET in plan["presets"]
     if tuned:
         write_text(out / TUNING, tuning_markdown())
@@ -155,9 +159,10 @@ def per_attribute_csv(scores: pd.DataFrame) -> str:
     return found.drop(columns=["defined", "size"]).to_csv(index=False, float_format="%.4f")
 
 
-def notes(tables: Sequence[Table], settings: Sequence[str]) -> str:
-    """What is too long for captions: settings, and remarks on published numbers."""
+def notes(tables: Sequence[Table], settings: Sequence[str], made_by: Sequence[str]) -> str:
+    """What is too long for captions: settings, provenance, and remarks on published numbers."""
     parts = ["# Notes on the tables", "## Settings", *_settings(settings)]
+    parts += ["## Provenance", *_provenance(made_by)]
     for table in tables:
         if table.notes:
             lines = "\n".join(f"- {markdown(note)}" for note in table.notes)
@@ -170,6 +175,12 @@ def _settings(settings: Sequence[str]) -> list[str]:
         return ["Nothing departs from the paper's protocol and the methods' papers."]
     opening = "Departures from the paper's protocol, and what presets set for single methods:"
     return [opening, "\n".join(f"- {markdown(line)}" for line in settings)]
+
+
+def _provenance(made_by: Sequence[str]) -> list[str]:
+    several = "Runs of different versions or devices stand side by side; the same seed repeats "
+    opening = [f"{several}its numbers only within one."] if len(made_by) > 1 else []
+    return [*opening, "\n".join(f"- {markdown(line)}" for line in made_by)]
 
 
 def index(
