@@ -15,7 +15,8 @@ import pytest
 from PIL import Image
 
 from pedbench.contracts import Attribute, BaseDataset, DatasetSpec, Record, Subset
-from pedbench.manifest import Manifest, build_manifest
+from pedbench.intake import build_manifest
+from pedbench.manifest import Manifest
 
 ATTRIBUTES = (
     Attribute("hat", "head", "wearing a hat", "without a hat"),

@@ -154,12 +154,18 @@ def parser() -> argparse.ArgumentParser:
     folder(one, "results", "folder whose runs are shown")
     one.add_argument("--port", type=int, default=5050, help="(default: %(default)s)")
 
-    one = user("doctor", doctor, "check installation, weights, GPU, disk and the config")
+    one = user("doctor", doctor, "check the installation and a plan, or a dataset's folder")
     one.add_argument(
         "--configfile",
         type=Path,
         default=Path("config/config.yaml"),
         help="the plan (default: %(default)s)",
+    )
+    one.add_argument("--dataset", metavar="NAME", help="check this dataset's folder instead")
+    one.add_argument("--root", type=Path, help="the folder (default: $PEDBENCH_ROOT_NAME)")
+    one.add_argument("--decode", action="store_true", help="decode every image to its last pixel")
+    one.add_argument(
+        "--any-counts", action="store_true", help="accept other numbers of images than published"
     )
 
     one = step("plan", plan, "check a plan and write what it asks for", takes="out")
@@ -372,10 +378,14 @@ def ui(results: Path, port: int) -> None:
     show(results, port)
 
 
-def doctor(configfile: Path) -> int:
-    from pedbench.doctor import examine
+def doctor(
+    configfile: Path, dataset: str | None, root: Path | None, decode: bool, any_counts: bool
+) -> int:
+    from pedbench.doctor import examine, examine_dataset
 
-    return examine(configfile)
+    if dataset is None:
+        return examine(configfile)
+    return examine_dataset(dataset, root, decode, {"check_counts": not any_counts})
 
 
 def plan(config: dict[str, Any], out: Path) -> None:
@@ -385,11 +395,12 @@ def plan(config: dict[str, Any], out: Path) -> None:
 
 
 def manifest(dataset: str, root: Path, options: dict[str, Any], out: Path) -> None:
-    from pedbench.manifest import build_manifest
+    from pedbench.contracts import own_options
+    from pedbench.intake import build_manifest
     from pedbench.registry import load_dataset
 
     source = load_dataset(dataset)
-    source.generate(root, options)
+    source.generate(root, own_options(options))
     build_manifest(dataset, source, root, options, out)
 
 

@@ -41,7 +41,9 @@ class Protocol:
 
     name: str  # of the file
     version: str  # raised whenever the protocol's meaning changes, which invalidates all runs
-    resize: Literal["pad_square", "stretch"]  # black padding to a square, or plain resizing
+    resize: Literal[
+        "pad_square", "pad_square_released", "stretch"
+    ]  # black padding to a square, also with the released code's arithmetic, or plain resizing
     normalisation: Literal["half", "clip", "imagenet"]  # mean and deviation: 0.5, or whose
     flip: bool  # mirror a training image with probability 1/2
     crop_padding: int  # black border in pixels before the random crop in training; 0: no crop

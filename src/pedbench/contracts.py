@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pedbench.nn.backbone import Backbone
 
 Subset = Literal["train", "val", "test"]
-Split = Literal["standard", "zero_shot"]
+SUBSETS: tuple[Subset, ...] = ("train", "val", "test")
 Region = Literal["head", "upper", "lower", "feet", "whole"]
 
 UNKNOWN = -1  # label code of an attribute that nobody could tell
@@ -35,6 +35,11 @@ BACKBONES = (TINY, *OPENAI)
 
 class PedbenchError(Exception):
     """A mistake a user can mend; the message names the culprit and the fix."""
+
+
+class Remark(UserWarning):
+    """What the reader of a dataset noticed and its user should know, though nothing is broken;
+    told with ``warnings.warn``."""
 
 
 @dataclass(frozen=True)
@@ -170,11 +175,14 @@ class BaseMethod(Generic[P]):
 class Record:
     """One image. ``subset`` maps a split to the subset the image belongs to (or omits it)."""
 
-    image: str  # path relative to the dataset's root
+    image: str  # its name, unique in the dataset
     labels: tuple[int, ...]  # 0, 1 or -1, in the order of SPEC.attributes
     subset: Mapping[str, Subset]
     identity: int = -1
     camera: int = -1
+    file: str = ""  # the picture, relative to the dataset's root; default: ``image``
+    box: tuple[float, float, float, float] | None = None  # x, y, width, height in pixels: the
+    # part of the picture that is the image; what leaves the picture is cut off
 
 
 @dataclass(frozen=True)
@@ -187,6 +195,17 @@ class DatasetSpec:
     splits: tuple[str, ...]
     counts: Mapping[str, Mapping[str, int]] = field(default_factory=dict)  # split -> subset -> n
     citation: str = ""
+    identities: Mapping[str, Mapping[str, int]] = field(default_factory=dict)  # persons
+    disjoint: tuple[str, ...] = ()  # splits none of whose persons is in two subsets
+    without: Mapping[str, str] = field(default_factory=dict)  # splits it cannot have -> the reason
+
+
+COMMON_OPTIONS = ("check_counts", "phrases")  # of every dataset; docs/datasets.md
+
+
+def own_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """What ``dataset_options`` say beside the options that every dataset has."""
+    return {key: value for key, value in options.items() if key not in COMMON_OPTIONS}
 
 
 class BaseDataset:
@@ -199,11 +218,21 @@ class BaseDataset:
         that are made override this; for obtained ones there is nothing to do."""
 
     def expected(self, options: Mapping[str, Any]) -> Mapping[str, Mapping[str, int]]:
-        """Images per split and subset that ``records`` must yield; empty: not checked."""
+        """Images per split and subset that ``records`` must yield; empty: not checked.
+
+        Raises PedbenchError on ``options`` (of the config's ``dataset_options``) that the dataset
+        does not have: by default it has none of its own.
+        """
+        for key in options:
+            raise PedbenchError(
+                f"dataset_options: unknown key '{key}' (known: {', '.join(COMMON_OPTIONS)})"
+            )
         return self.SPEC.counts
 
     def records(self, root: Path) -> Iterator[Record]:
-        """Every image, sorted by path. Raises PedbenchError naming what is missing or off."""
+        """Every image, sorted by name. Reads below ``root`` and writes nothing there. Raises
+        PedbenchError naming what is missing or off, several things on lines of their own; what
+        is only odd is told as a ``Remark``."""
         raise NotImplementedError
 
     def fake(self, root: Path, rng: np.random.Generator) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,39 +18,69 @@ IN_MEMORY_BYTES = 2 * 1024**3  # resized uint8 pictures up to this size are kept
 
 
 def resize(picture: Image.Image, size: tuple[int, int], how: str) -> np.ndarray:
-    """``(H, W, 3)`` uint8. ``pad_square`` first pads with black to a square (PromptPAR, section
-    IV-B); ``stretch`` changes the aspect ratio if it must."""
+    """``(H, W, 3)`` uint8. ``stretch`` changes the aspect ratio if it must; ``pad_square`` first
+    pads with black to a square (PromptPAR, section IV-B), an odd pixel to the right or bottom;
+    ``pad_square_released`` does it as its authors' code: `released_padding`."""
     height, width = size
+    filter = Image.Resampling.BICUBIC
     if how == "pad_square" and picture.width != picture.height:
         side = max(picture.size)
         square = Image.new("RGB", (side, side))
         square.paste(picture, ((side - picture.width) // 2, (side - picture.height) // 2))
         picture = square
+    if how == "pad_square_released":
+        picture, filter = released_padding(picture, height), Image.Resampling.BILINEAR
     if picture.size != (width, height):
-        picture = picture.resize((width, height), Image.Resampling.BICUBIC)
+        picture = picture.resize((width, height), filter)
     return np.asarray(picture)
 
 
-class Images:
-    """The pictures of a manifest, decoded and resized; index with positions.
+def released_padding(picture: Image.Image, side: int) -> Image.Image:
+    """The padding of PromptPAR's released code (a comment in its dataset class): scaled so that
+    the height is ``side``, bilinear without antialiasing, then black at the left and right. Sizes
+    and margins are truncated, so most results are one or two columns too narrow; a picture that is
+    wider than high, or whose scaled height exceeds ``side`` by rounding, stays as it is."""
+    factor = picture.height / side
+    height, width = picture.height / factor, picture.width / factor
+    if height > side or width > side:
+        return picture
+    pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None].float()
+    scaled = F.interpolate(pixels, (int(height), int(width)), mode="bilinear", align_corners=False)
+    top, left = int((side - height) / 2), int((side - width) / 2)
+    margins = (left, left, top, top + (side - 1 == int(height)))
+    padded = F.pad(scaled, margins)[0].round().clamp(0, 255).byte()
+    return Image.fromarray(padded.permute(1, 2, 0).numpy())
 
-    Kept in memory as uint8 when they fit, else decoded at each use.
+
+Load = Callable[[np.ndarray], Tensor]  # positions in a manifest -> (B, 3, H, W) uint8
+
+
+class Images:
+    """The pictures of a manifest, resized; index with positions.
+
+    They come from ``load``, whose positions are those of the whole manifest, and are kept in memory
+    if they fit, else loaded at each use.
     """
 
-    def __init__(self, manifest: Manifest, size: tuple[int, int], how: str, threads: int = 1):
-        self.paths = [Path(manifest.root) / image for image in manifest.rows["image"]]
-        self.size, self.how = size, how
-        self.pool = ThreadPoolExecutor(threads)
-        fits = len(self.paths) * size[0] * size[1] * 3 <= IN_MEMORY_BYTES
-        self.kept = self._decode(range(len(self.paths))) if fits else None
+    def __init__(self, load: Load, positions: np.ndarray, size: tuple[int, int]) -> None:
+        self.load, self.positions = load, positions
+        fits = len(positions) * size[0] * size[1] * 3 <= IN_MEMORY_BYTES
+        self.kept = load(positions) if fits else None
+
+    @classmethod
+    def decoded(
+        cls, manifest: Manifest, size: tuple[int, int], how: str, threads: int = 1
+    ) -> Images:
+        """From the picture files."""
+        return cls(decoder(manifest, size, how, threads), np.arange(len(manifest.rows)), size)
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self.positions)
 
     def take(self, positions: Tensor) -> Images:
         """Only the pictures at ``positions``, in that order."""
         taken = copy.copy(self)
-        taken.paths = [self.paths[i] for i in positions.tolist()]
+        taken.positions = self.positions[positions.numpy()]
         taken.kept = None if self.kept is None else self.kept[positions]
         return taken
 
@@ -58,12 +88,18 @@ class Images:
         """``(B,)`` positions -> ``(B, 3, H, W)`` uint8."""
         if self.kept is not None:
             return self.kept[positions]
-        return self._decode(positions.tolist())
+        return self.load(self.positions[positions.numpy()])
 
-    def _decode(self, positions) -> Tensor:
-        load = lambda i: resize(decode(self.paths[i]), self.size, self.how)  # noqa: E731
-        pictures = np.stack(list(self.pool.map(load, positions)))
-        return torch.from_numpy(pictures).permute(0, 3, 1, 2).contiguous()
+
+def decoder(manifest: Manifest, size: tuple[int, int], how: str, threads: int) -> Load:
+    """Decodes the pictures of ``manifest`` (at positions in it) with ``threads``."""
+    pictures, pool = manifest.pictures, ThreadPoolExecutor(threads)
+
+    def load(positions: np.ndarray) -> Tensor:
+        found = list(pool.map(lambda i: resize(decode(*pictures[i]), size, how), positions))
+        return torch.from_numpy(np.stack(found)).permute(0, 3, 1, 2).contiguous()
+
+    return load
 
 
 def normalise(pictures: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pandas as pd
 import yaml
@@ -14,7 +14,7 @@ import yaml
 from pedbench import registry
 from pedbench.collect import select
 from pedbench.config import DEFAULT, ROOT, read_protocol, read_variants
-from pedbench.contracts import PedbenchError, Split
+from pedbench.contracts import PedbenchError
 from pedbench.files import read_json, write_text
 from pedbench.results import display_name
 from pedbench.tables.definitions import DEFINITIONS
@@ -94,7 +94,8 @@ def copy_results(results: Path, out: Path = ROOT / RESULTS) -> None:
     if not plan.is_file():
         raise PedbenchError(f"{plan}: no such file; {RUN_PLAN}")
     splits = {e["split"] for e in read_json(plan)["experiments"] if e["in_tables"]}
-    files = [results / "tables" / f"{name}.csv" for name in get_args(Split) if name in splits]
+    shown = [name for name in ("standard", "zero_shot") if name in splits]
+    files = [results / "tables" / f"{name}.csv" for name in shown]
     for file in files:
         if not file.is_file():
             raise PedbenchError(

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from pedbench.contracts import PedbenchError
+from pedbench.contracts import SUBSETS, PedbenchError
 
 FREE_GIGABYTES = 1.0  # the embedded default writes about a tenth of this
 Check = Callable[[], str]
@@ -25,6 +27,31 @@ def examine(configfile: Path) -> int:
             print(f"FAIL  {title}: {error}")
     print("all is well" if not failures else f"{failures} to mend, each said above")
     return failures
+
+
+def examine_dataset(name: str, root: Path | None, decode: bool, options: Mapping[str, Any]) -> int:
+    """Print everything that is off in a dataset's folder; the number of problems is the exit
+    status. Nothing is written."""
+    from pedbench.intake import decoded, examine, header
+    from pedbench.registry import load_dataset
+
+    dataset, variable = load_dataset(name), f"PEDBENCH_ROOT_{name.upper()}"
+    root = root or Path(os.environ.get(variable, ""))
+    if root == Path():
+        raise PedbenchError(f"name the folder of {name} with --root, or set {variable}")
+    found = examine(name, dataset, root, options, look=decoded if decode else header)
+    print(f"{dataset.SPEC.title} in {root} ({dataset.SPEC.licence})")
+    for split in dataset.SPEC.splits:
+        inside = Counter(r.subset[split] for r in found.records if split in r.subset)
+        if inside:
+            print(f"ok    {split}: {', '.join(f'{n} {inside[n]}' for n in SUBSETS if inside[n])}")
+    for remark in found.remarks:
+        print(f"note  {remark}")
+    for problem in found.problems:
+        print(f"FAIL  {problem}")
+    count = len(found.problems)
+    print("all is well" if not count else f"{count} to mend, each said above")
+    return min(count, 100)
 
 
 def _checks(configfile: Path) -> Iterator[tuple[str, Check]]:

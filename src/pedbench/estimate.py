@@ -8,6 +8,7 @@ from typing import Any
 
 from pedbench import registry
 from pedbench.config import plain, read_yaml
+from pedbench.contracts import own_options
 from pedbench.plan import Experiment, Plan
 
 TIMINGS = "config/timings.yaml"
@@ -58,7 +59,7 @@ def _seconds(
     if not registry.trains(experiment.method):
         return timings["seconds_per_job"]
     options = plan.sources[experiment.dataset].options
-    counts = registry.load_dataset(experiment.dataset).expected(options)
+    counts = registry.load_dataset(experiment.dataset).expected(own_options(options))
     images = counts.get(experiment.split, {}).get("train", 0)
     protocol = plain(experiment.spec["protocol"])
     seen = protocol["epochs"] * protocol["label_fraction"] * images

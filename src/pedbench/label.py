@@ -9,6 +9,7 @@ import pandas as pd
 
 from pedbench.contracts import PedbenchError
 from pedbench.data import Images
+from pedbench.formats.layout import SUFFIXES, is_picture
 from pedbench.manifest import Manifest
 from pedbench.nn.backbone import load_backbone
 from pedbench.predict import predict_logits
@@ -16,8 +17,6 @@ from pedbench.results import sigmoid
 from pedbench.runs import RunConfig, RunFolder
 from pedbench.train import make_accelerator
 from pedbench.trained import load_run
-
-SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp"}
 
 
 def label_pictures(
@@ -33,7 +32,7 @@ def label_pictures(
     files = find_pictures(pictures)
     rows = pd.DataFrame({"image": [str(file) for file in files]})
     shown = Manifest("pictures", Path(), attributes, "", rows)
-    images = Images(shown, backbone.image_size, protocol.resize)
+    images = Images.decoded(shown, backbone.image_size, protocol.resize)
     accelerator = make_accelerator(protocol)
     model = trained.model.to(accelerator.device)
     logits = predict_logits(model, images, backbone, protocol, accelerator)
@@ -46,7 +45,7 @@ def find_pictures(places: Iterable[Path]) -> list[Path]:
     found: list[Path] = []
     for place in places:
         if place.is_dir():
-            found += sorted(p for p in place.rglob("*") if p.suffix.lower() in SUFFIXES)
+            found += sorted(p for p in place.rglob("*") if is_picture(p))
         else:
             found.append(place)
     if not found:

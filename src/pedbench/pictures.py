@@ -204,7 +204,7 @@ def example_figure(
     """One panel per picture: ``rows`` holds, by their title, positions in the test subset,
     ``guesses (V, M, A)`` is of each variant."""
     test, names = scene.test, [a.name for a in scene.test.attributes]
-    paths, known = [Path(test.root) / image for image in test.rows["image"]], test.labels != UNKNOWN
+    files, known = test.pictures, test.labels != UNKNOWN
     listed = ((guesses == 1) & known).any(0) | (test.labels == 1)
     heights = [HEAD + LINE * max(int(listed[row].sum(1).max()), 9) for row in rows.values()]
     gap, key, count = 0.2, 0.45, max(len(row) for row in rows.values())
@@ -214,7 +214,7 @@ def example_figure(
         top += gap
         write(figure, EDGE, top - gap / 2, title, ha="left", weight="bold")
         for column, position in enumerate(row):
-            left, picture = column * width, decode(paths[position])
+            left, picture = column * width, decode(*files[position])
             high = min(height - HEAD, 1.4, 0.32 * width * picture.height / picture.width)
             wide = high * picture.width / picture.height
             ax = cell(figure, left + EDGE, top + HEAD, wide, high)
@@ -295,7 +295,9 @@ def look(
     protocol = replace(trained.config.protocol, precision="fp32")
     accelerator = make_accelerator(protocol)
     model = trained.model.to(accelerator.device)
-    pictures = Images(few, backbone.image_size, protocol.resize)[torch.arange(len(few.rows))]
+    pictures = Images.decoded(few, backbone.image_size, protocol.resize)[
+        torch.arange(len(few.rows))
+    ]
 
     def predict(pictures: Tensor) -> np.ndarray:
         return predict_logits(model, pictures, backbone, protocol, accelerator)

@@ -15,7 +15,7 @@ from typing import Any
 from pedbench import registry
 from pedbench.config import DEFAULT, ProtocolFile, check_config, plain, read_protocol
 from pedbench.config import resolve as resolve_values
-from pedbench.contracts import BACKBONES, TINY, PedbenchError
+from pedbench.contracts import BACKBONES, TINY, PedbenchError, own_options
 from pedbench.files import digest, write_json
 from pedbench.runs import RunFolder, refusal
 
@@ -400,13 +400,15 @@ def _place(where: str, entry: str) -> tuple[str, str]:
     """``dataset/split``, both known."""
     dataset, _, split = entry.partition("/")
     try:
-        splits = registry.load_dataset(dataset).SPEC.splits
+        spec = registry.load_dataset(dataset).SPEC
     except PedbenchError as error:
         raise PedbenchError(f"{where}: {error}") from None
-    if split not in splits:
+    if split in spec.without:
+        raise PedbenchError(f"{where}: {dataset} has no split '{split}': {spec.without[split]}")
+    if split not in spec.splits:
         raise PedbenchError(
-            f"{where}: {dataset} has no split '{split}'{registry.suggest(split, splits)} "
-            f"(it has: {', '.join(splits)})"
+            f"{where}: {dataset} has no split '{split}'{registry.suggest(split, spec.splits)} "
+            f"(it has: {', '.join(spec.splits)})"
         )
     return dataset, split
 
@@ -511,7 +513,7 @@ def _source(source: str, config: Mapping[str, Any], name: str) -> Source:
         )
     options = config["dataset_options"].get(name, {})
     try:
-        dataset.expected(options)
+        dataset.expected(own_options(options))
     except PedbenchError as error:
         raise PedbenchError(f"{source}: {name}: {error}") from None
     manifest = f"{results}/manifests/{name}.parquet"

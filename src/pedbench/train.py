@@ -151,7 +151,7 @@ class Job:
     def _load(self, manifest: Manifest, subset: str) -> Part:
         rows = manifest.subset(self.config.split, subset)
         size, how = self.backbone.image_size, self.config.protocol.resize
-        return Part(rows, Images(rows, size, how, self.threads))
+        return Part(rows, Images.decoded(rows, size, how, self.threads))
 
     def labelled(self, seed: int) -> Part:
         """The training images that the runs of ``seed`` use: a share of them, if the protocol's

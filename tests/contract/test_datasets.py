@@ -7,7 +7,8 @@ import pytest
 
 from pedbench import registry
 from pedbench.contracts import PedbenchError
-from pedbench.manifest import build_manifest, read_manifest
+from pedbench.intake import build_manifest
+from pedbench.manifest import read_manifest
 
 every = pytest.mark.parametrize("name", registry.datasets())
 

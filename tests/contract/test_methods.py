@@ -74,12 +74,12 @@ class Setting:
         return self.method.build(copy.deepcopy(self.backbone), self.task)
 
     def batch(self, size=8):
-        images = Images(self.train, self.backbone.image_size, "stretch")[torch.arange(size)]
+        images = Images.decoded(self.train, self.backbone.image_size, "stretch")[torch.arange(size)]
         labels = torch.from_numpy(self.train.labels[:size].copy())
         return Batch(normalise(images, self.mean, self.std), labels)
 
     def fit(self, model, folder):
-        images = Images(self.train, self.backbone.image_size, "stretch")
+        images = Images.decoded(self.train, self.backbone.image_size, "stretch")
         labels = torch.from_numpy(self.train.labels.copy())
         data = TrainingSet(images, labels, self.mean, self.std)
         return Fit(

@@ -41,7 +41,7 @@ class Bench:
             manifest.subset("standard", "train"),
             manifest.subset("standard", "val"),
         )
-        self.images = Images(self.train, (64, 32), "stretch")
+        self.images = Images.decoded(self.train, (64, 32), "stretch")
         self.task = Task("par", manifest.attributes, self.train.positive_ratio())
 
     def fit(

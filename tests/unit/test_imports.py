@@ -17,15 +17,18 @@ from pedbench import registry
 SOURCE = Path(registry.__file__).parent
 LAYERS = (
     {"contracts", "_torchvision_guard", "files", "paths", "schedules", "registry", "devices"},
-    {"nn", "world", "config", "tasks", "manifest", "checkpoint"},
-    {"data", "plan", "runs", "results"},
+    {"nn", "world", "config", "tasks", "manifest", "checkpoint", "formats"},
+    {"data", "plan", "prepared", "runs", "results"},
     {"engine", "predict", "train", "trained", "tune", "score", "collect", "published"},
     {"stats"},
     {"figures", "tables"},
     {"stages"},  # whatever is not named in another layer
     {"cli"},
 )
-PLUGINS_MAY = {"method": ("contracts", "nn", "tasks"), "dataset": ("contracts", "world")}
+PLUGINS_MAY = {
+    "method": ("contracts", "nn", "tasks"),
+    "dataset": ("contracts", "world", "formats", "datasets"),  # PETA-ZS is PETA, divided anew
+}
 
 
 def imported(path: Path, lazy: bool = True) -> set[str]:

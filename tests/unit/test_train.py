@@ -23,8 +23,9 @@ from pedbench.contracts import PedbenchError
 from pedbench.data import labelled
 from pedbench.engine import Diverged
 from pedbench.files import file_sha256, read_json, write_json
+from pedbench.intake import build_manifest
 from pedbench.label import label_pictures
-from pedbench.manifest import build_manifest, write_manifest
+from pedbench.manifest import write_manifest
 from pedbench.nn.backbone import load_backbone
 from pedbench.results import sigmoid
 from pedbench.runs import RunFolder, derive_seed, epoch_file, refusal

@@ -14,7 +14,7 @@ import pytest
 
 from pedbench.config import read_protocol, resolve
 from pedbench.files import file_sha256, read_json, write_json
-from pedbench.manifest import build_manifest
+from pedbench.intake import build_manifest
 from pedbench.nn.backbone import load_backbone
 from pedbench.registry import load_dataset
 

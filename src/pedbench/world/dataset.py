@@ -22,6 +22,7 @@ import numpy as np
 from PIL import Image
 
 from pedbench.contracts import (
+    SUBSETS,
     UNKNOWN,
     BaseDataset,
     DatasetSpec,
@@ -35,7 +36,6 @@ from pedbench.world.render import PARTS, render, sample_people
 
 DEFAULTS: Mapping[str, int] = {"seed": 0, "identities": 400, "images_per_identity": 10}
 SPLITS = ("standard", "zero_shot")
-SUBSETS: tuple[Subset, ...] = ("train", "val", "test")
 _SHARES = (0.50, 0.15, 0.35)
 _TOLD_BY = {  # nobody can tell these attributes where the part is not in the picture
     "shoe": ("boots", "sneakers", "sandals"),

@@ -1,0 +1,107 @@
+"""Finding a release's files: one folder too deep, one too high, or with other file endings."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+from pedbench.contracts import PedbenchError, Remark
+
+SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png"}
+Wanted = str | tuple[str, ...]  # a relative path, or several any of which will do
+
+
+def release_folder(root: Path, *wanted: Wanted) -> Path:
+    """The folder that holds all of ``wanted``: ``root``, or the only folder in it that does.
+
+    Raises PedbenchError that says what was looked for and where, what is missing, and which
+    neighbour of ``root`` would do.
+    """
+    if not root.exists():
+        raise PedbenchError(f"{root}: no such folder; correct the path under 'roots' in the config")
+    if not root.is_dir():
+        raise PedbenchError(f"{root}: is a file; name the folder that holds it under 'roots'")
+    inside = _folders(root)
+    for candidates in ([root], inside):
+        fitting = [folder for folder in candidates if not missing(folder, wanted)]
+        if len(fitting) == 1:
+            return fitting[0]
+        if fitting:
+            raise PedbenchError(
+                f"{root}: several folders in it are a release ({_names(fitting)}); name one of "
+                "them under 'roots'"
+            )
+    deeper = [folder for one in inside for folder in _folders(one)]
+    near = [f for f in (root.parent, *_folders(root.parent), *deeper) if not missing(f, wanted)]
+    hint = f"; did you mean {near[0]}?" if near else ""
+    looked = f" (nor in {_names(inside[:3])})" if inside else ""
+    lacking = ", ".join(missing(root, wanted))
+    raise PedbenchError(f"{root}: {lacking} not found there{looked}{hint}")
+
+
+def missing(folder: Path, wanted: Sequence[Wanted]) -> list[str]:
+    """Which of ``wanted`` are not in ``folder``, in words."""
+    choices = [(one,) if isinstance(one, str) else one for one in wanted]
+    return [" or ".join(c) for c in choices if not any((folder / name).exists() for name in c)]
+
+
+def first_of(folder: Path, *names: str) -> Path:
+    """The first of ``names`` that is in ``folder``; else raises PedbenchError with all of them."""
+    for name in names:
+        if (folder / name).exists():
+            return folder / name
+    raise PedbenchError(f"{folder}: none of {', '.join(names)} found there")
+
+
+class Pictures:
+    """The picture files of one folder, found by the names that an annotation gives them.
+
+    A name is matched by its stem where the exact file is absent, since copies circulate with other
+    endings; `remark` then tells how many were.
+    """
+
+    def __init__(self, folder: Path, root: Path) -> None:
+        self.folder = folder.relative_to(root).as_posix()
+        self.names = {p.name for p in folder.iterdir() if is_picture(p)}
+        self.stems: dict[str, list[str]] = defaultdict(list)
+        for name in sorted(self.names):
+            self.stems[Path(name).stem].append(name)
+        self.converted: list[tuple[str, str]] = []
+
+    def find(self, name: str) -> str:
+        """The path of ``name`` relative to the root; a file that is absent keeps its name."""
+        same = self.stems.get(Path(name).stem, [])
+        if name not in self.names and len(same) == 1:
+            self.converted.append((name, same[0]))
+            name = same[0]
+        return name if self.folder == "." else f"{self.folder}/{name}"
+
+    def remark(self) -> None:
+        """Tell, if so, that images are not the released files."""
+        if self.converted:
+            wanted, found = self.converted[0]
+            warnings.warn(
+                f"{len(self.converted)} images have another ending than in the annotation "
+                f"({found} for {wanted}): they were converted, so pixels, and results with them, "
+                "may differ from those of the release",
+                Remark,
+                stacklevel=2,
+            )
+
+
+def is_picture(file: Path | os.DirEntry[str]) -> bool:
+    """Whether a file looks like a picture; not the shadows ``._x.jpg`` that macOS leaves."""
+    ending = os.path.splitext(file.name)[1].lower()
+    return ending in SUFFIXES and not file.name.startswith("._")
+
+
+def _folders(folder: Path) -> list[Path]:
+    hidden = (".", "__MACOSX")
+    return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(hidden))
+
+
+def _names(folders: Sequence[Path]) -> str:
+    return ", ".join(str(folder) for folder in folders)

@@ -1,0 +1,273 @@
+"""From a dataset's folder to its manifest: everything that can be off is told, all at once.
+
+``examine`` finds, `build_manifest` refuses or writes, ``pedbench doctor --dataset`` prints.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+from tqdm import tqdm
+
+from pedbench.contracts import (
+    SUBSETS,
+    UNKNOWN,
+    Attribute,
+    BaseDataset,
+    PedbenchError,
+    Record,
+    Remark,
+    own_options,
+)
+from pedbench.files import file_sha256
+from pedbench.formats.layout import is_picture
+from pedbench.manifest import BOX, Manifest, decode, manifest_digest, write_manifest
+from pedbench.phrases import read_phrases
+
+NAMED = 5  # of many files in one message
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What a look at a dataset's folder brought: with ``problems`` it cannot be used."""
+
+    records: tuple[Record, ...]
+    problems: tuple[str, ...]
+    remarks: tuple[str, ...]
+
+
+def build_manifest(
+    name: str, dataset: BaseDataset, root: Path, options: Mapping[str, Any], out: Path
+) -> Manifest:
+    """Read ``dataset`` below ``root``, check everything, decode every image, and write ``out``.
+
+    ``options`` are those of the config's ``dataset_options``: ``check_counts: false`` accepts a
+    folder whose numbers of images or identities are not the published ones, ``phrases`` names a
+    file of words for the attributes. Raises PedbenchError with all problems that were found.
+    """
+    found = examine(name, dataset, root, options, look=decoded)
+    if found.problems:
+        raise PedbenchError("\n".join(found.problems))
+    attributes = words(dataset.SPEC.attributes, options)
+    rows = _rows(dataset, root, found.records)
+    digest = manifest_digest(attributes, rows)
+    manifest = Manifest(name, root, attributes, digest, rows, found.remarks)
+    write_manifest(manifest, out)
+    return manifest
+
+
+def words(attributes: tuple[Attribute, ...], options: Mapping[str, Any]) -> tuple[Attribute, ...]:
+    """``attributes`` with the words of the user's own file, if ``options`` name one."""
+    file = options.get("phrases")
+    return read_phrases(Path(file), attributes) if file else attributes
+
+
+def examine(
+    name: str,
+    dataset: BaseDataset,
+    root: Path,
+    options: Mapping[str, Any],
+    look: Callable[[Path], object],
+) -> Findings:
+    """Look at annotation, counts, labels, identities and, with ``look``, at every picture."""
+    remarks: list[str] = []
+    with _listening(remarks):
+        try:
+            records = tuple(dataset.records(root))
+        except PedbenchError as error:
+            lines = [f"{name}: {line}" for line in str(error).splitlines()]
+            return Findings((), tuple(lines), tuple(remarks))
+    if not records:
+        nothing = f"{name}: no images found below {root}; check the folder named under 'roots'"
+        return Findings((), (nothing,), tuple(remarks))
+    problems = [
+        *_wrong_records(dataset, records),
+        *_shared_identities(dataset, records),
+        *_wrong_pictures(root, records, look),
+    ]
+    if options.get("check_counts", True):
+        problems += _wrong_counts(dataset, options, records)
+    remarks += _surplus(root, records)
+    return Findings(records, tuple(f"{name}: {p}" for p in problems), tuple(remarks))
+
+
+def header(path: Path) -> None:
+    """Whether a picture can be opened; fast. Raises PedbenchError naming the file."""
+    try:
+        Image.open(path).close()
+    except FileNotFoundError:
+        raise
+    except (OSError, SyntaxError, ValueError) as error:
+        raise PedbenchError(f"{path}: not an image ({error})") from error
+
+
+def decoded(path: Path) -> None:
+    """Whether a picture can be decoded to its last pixel. Raises PedbenchError naming the file."""
+    if not path.is_file():
+        raise FileNotFoundError(path)
+    decode(path).close()
+
+
+@contextmanager
+def _listening(remarks: list[str]) -> Iterator[None]:
+    """Collect the remarks of a dataset's reader; other warnings go their way."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", Remark)
+        yield
+    for warning in caught:
+        if issubclass(warning.category, Remark):
+            remarks.append(str(warning.message))
+        else:
+            warnings.warn_explicit(
+                warning.message, warning.category, warning.filename, warning.lineno
+            )
+
+
+def _wrong_records(dataset: BaseDataset, records: Sequence[Record]) -> Iterator[str]:
+    width = len(dataset.SPEC.attributes)
+    twice = [image for image, count in Counter(r.image for r in records).items() if count > 1]
+    if twice:
+        yield f"{_some(twice, 'image')} listed twice; remove the second row of each"
+    known = {0, 1, UNKNOWN}
+    for record in records:
+        if len(record.labels) != width or not set(record.labels) <= known:
+            yield (
+                f"{record.image}: labels must be {width} values in 0, 1, -1 (unknown), got "
+                f"{list(record.labels)}"
+            )
+            break
+    wrong = {str(s) for r in records for s in r.subset.values()} - set(SUBSETS)
+    if wrong:
+        yield f"subset '{min(wrong)}' is none of {', '.join(SUBSETS)}"
+
+
+def _wrong_counts(
+    dataset: BaseDataset, options: Mapping[str, Any], records: Sequence[Record]
+) -> Iterator[str]:
+    advice = (
+        "The folder is incomplete or another release. Obtain it again (delete it if it is the "
+        "synthetic world), or accept it with 'check_counts: false' under dataset_options: then no "
+        "number is comparable with a published one."
+    )
+    expected = dataset.expected(own_options(options))
+    for what, counts in (("images", expected), ("identities", dataset.SPEC.identities)):
+        for split, subsets in counts.items():
+            for subset, count in subsets.items():
+                inside = [r for r in records if r.subset.get(split) == subset]
+                found = len(inside)
+                if what == "identities":
+                    found = len({r.identity for r in inside} - {-1})
+                if found != count:
+                    yield (
+                        f"split '{split}', subset '{subset}': {found} {what} found, {count} "
+                        f"expected. {advice}"
+                    )
+
+
+def _shared_identities(dataset: BaseDataset, records: Sequence[Record]) -> Iterator[str]:
+    for split in dataset.SPEC.disjoint:
+        where: dict[int, set[str]] = {}
+        for record in records:
+            if record.identity >= 0 and split in record.subset:
+                where.setdefault(record.identity, set()).add(record.subset[split])
+        shared = sorted(identity for identity, subsets in where.items() if len(subsets) > 1)
+        if shared:
+            yield (
+                f"split '{split}': {_some([str(i) for i in shared], 'identity', 'identities')} in "
+                "more than one subset, but this split is of unseen persons; the file of the split "
+                "belongs to another release"
+            )
+
+
+def _wrong_pictures(
+    root: Path, records: Sequence[Record], look: Callable[[Path], object]
+) -> Iterator[str]:
+    files = sorted({record.file or record.image for record in records})
+    missing, broken = [], []
+
+    def problem(file: str) -> tuple[list[str], str] | None:
+        try:
+            look(root / file)
+        except FileNotFoundError:
+            return missing, file
+        except PedbenchError as error:
+            return broken, str(error)
+        return None
+
+    with ThreadPoolExecutor() as pool:
+        bar = tqdm(pool.map(problem, files), total=len(files), desc="images", mininterval=5)
+        for found in bar:
+            if found is not None:
+                found[0].append(found[1])
+    if missing:
+        of = f"{len(missing)} of {len(files)} images missing below {root}"
+        yield (
+            f"{_some(missing, 'image')} missing ({of}): image is missing; the download or the "
+            "unpacking is incomplete; restore from your copy of the dataset (or delete the folder "
+            "if it is the synthetic world: it will be made anew)"
+        )
+    yield from broken[:NAMED]
+    if len(broken) > NAMED:
+        yield f"and {len(broken) - NAMED} more images that cannot be read"
+
+
+def _surplus(root: Path, records: Sequence[Record]) -> Iterator[str]:
+    """A remark on pictures beside the listed ones, which are not used."""
+    used = {os.path.normpath(root / (record.file or record.image)) for record in records}
+    extra = [
+        path
+        for folder in sorted({os.path.dirname(path) for path in used})
+        for path in sorted(_pictures_in(folder))
+        if path not in used
+    ]
+    if extra:
+        names = [os.path.relpath(path, root) for path in extra]
+        yield f"{_some(names, 'image')} in the folder but not in the annotation: not used"
+
+
+def _pictures_in(folder: str) -> Iterator[str]:
+    if os.path.isdir(folder):
+        yield from (entry.path for entry in os.scandir(folder) if is_picture(entry))
+
+
+def _some(names: Sequence[str], one: str, several: str = "") -> str:
+    """``3 images (a.png, b.png, c.png)``, of many the first five."""
+    what = one if len(names) == 1 else several or f"{one}s"
+    more = ", ..." if len(names) > NAMED else ""
+    return f"{len(names)} {what} ({', '.join(names[:NAMED])}{more})"
+
+
+def _rows(dataset: BaseDataset, root: Path, records: Sequence[Record]) -> pd.DataFrame:
+    files = [record.file or record.image for record in records]
+    sha256 = _hashes(root, files)
+    rows = pd.DataFrame({"image": [r.image for r in records], "sha256": [sha256[f] for f in files]})
+    if any(record.file for record in records):
+        rows["file"] = files
+    if any(record.box for record in records):
+        boxes = [record.box or (0.0, 0.0, np.inf, np.inf) for record in records]
+        rows[list(BOX)] = np.array(boxes, np.float64)
+    rows["identity"] = np.array([r.identity for r in records], np.int32)
+    rows["camera"] = np.array([r.camera for r in records], np.int16)
+    labels = np.array([r.labels for r in records], np.int8)
+    columns = {f"label:{a.name}": labels[:, i] for i, a in enumerate(dataset.SPEC.attributes)}
+    for split in dataset.SPEC.splits:
+        columns[f"split:{split}"] = np.array([r.subset.get(split, "") for r in records], object)
+    return pd.concat([rows, pd.DataFrame(columns)], axis=1)
+
+
+def _hashes(root: Path, files: Iterable[str]) -> dict[str, str]:
+    each = sorted(set(files))
+    with ThreadPoolExecutor() as pool:
+        found = pool.map(lambda file: file_sha256(root / file), each)
+        return dict(zip(each, found, strict=True))

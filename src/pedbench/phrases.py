@@ -1,0 +1,43 @@
+"""A user's own words for attributes: a CSV file in place of the phrases of the dataset's file."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import replace
+from pathlib import Path
+
+from pedbench.contracts import Attribute, PedbenchError
+from pedbench.registry import suggest
+
+COLUMNS = ("attribute", "phrase", "negative")
+
+
+def read_phrases(path: Path, attributes: tuple[Attribute, ...]) -> tuple[Attribute, ...]:
+    """``attributes`` with the words of a CSV file with the columns ``COLUMNS``, one row for each
+    attribute that gets others; both complete "a photo of a person ...".
+
+    Raises PedbenchError when the file is missing, names an unknown attribute or one twice, or
+    leaves a phrase empty.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8") as stream:
+            table = csv.DictReader(stream)
+            rows = list(table)
+    except FileNotFoundError:
+        raise PedbenchError(f"{path}: no such file of phrases; see docs/datasets.md") from None
+    absent = [column for column in COLUMNS if column not in (table.fieldnames or ())]
+    if absent:
+        wanted = ", ".join(COLUMNS)
+        raise PedbenchError(f"{path}: column '{absent[0]}' is missing (wanted: {wanted})")
+    names = [attribute.name for attribute in attributes]
+    own: dict[str, dict[str, str]] = {}
+    for number, row in enumerate(rows, start=2):
+        name, where = row["attribute"], f"{path}: line {number}: '{row['attribute']}'"
+        if name not in names:
+            raise PedbenchError(f"{where} is not an attribute{suggest(name, names)}")
+        if name in own:
+            raise PedbenchError(f"{where} stands twice; delete one")
+        own[name] = {key: (row[key] or "").strip() for key in COLUMNS[1:]}
+        if not all(own[name].values()):
+            raise PedbenchError(f"{where} needs both a phrase and a negative")
+    return tuple(replace(a, **own.get(a.name, {})) for a in attributes)
