@@ -295,9 +295,8 @@ def look(
     protocol = replace(trained.config.protocol, precision="fp32")
     accelerator = make_accelerator(protocol)
     model = trained.model.to(accelerator.device)
-    pictures = Images.decoded(few, backbone.image_size, protocol.resize)[
-        torch.arange(len(few.rows))
-    ]
+    images = Images.decoded(few, backbone.image_size, protocol.resize)
+    pictures = images[torch.arange(len(images))]
 
     def predict(pictures: Tensor) -> np.ndarray:
         return predict_logits(model, pictures, backbone, protocol, accelerator)

@@ -1,8 +1,8 @@
 """A dataset's pictures, decoded and resized once: one file in place of a hundred thousand.
 
 ``{name}.bin`` is uint8 ``(N, 3, H, W)`` in the manifest's order, ``{name}.json`` says of what it
-was made and holds a checksum of every chunk of pictures. Jobs map the file into memory and share its
-pages. While it is written, a journal of finished chunks lets a killed job go on where it was.
+was made and holds a checksum of every chunk of pictures. Jobs map the file into memory and share
+its pages. While it is written, a journal of finished chunks lets a killed job go on where it was.
 """
 
 from __future__ import annotations
