@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from pedbench.contracts import PedbenchError
 from pedbench.files import read_json, write_atomic
 from pedbench.results import Run, read_runs
-from pedbench.score import SUBSETS
+from pedbench.runs import RunFolder
 
 COLUMNS = {
     "dataset": pa.string(),
@@ -136,7 +136,7 @@ def _different(
 
 
 def _rows(run: Run) -> Iterator[dict[str, Any]]:
-    for subset in SUBSETS:
+    for subset in RunFolder(run.folder).predicted:
         scores = read_json(run.folder / f"scores.{subset}.json")
         for attribute, metrics in {"": scores["overall"], **scores["attributes"]}.items():
             for metric, value in metrics.items():

@@ -134,7 +134,7 @@ class Scene:
         return f"{self.dataset}, {self.split} split"
 
     def best(self, among: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
-        """By validation mA, the mean over the seeds."""
+        """By validation mA, the mean over the seeds; the first where there is none."""
         return min(among, key=self.ranking.index)
 
     def shuffled(self) -> np.ndarray:

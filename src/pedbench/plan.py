@@ -165,6 +165,12 @@ class Plan:
         """The one of that name."""
         return self._by_key[f"{dataset}/{split}/{method}/{variant}"]
 
+    def lacks_validation(self, experiment: Experiment) -> bool:
+        """Whether its dataset says that its split has no validation images."""
+        options = own_options(self.sources[experiment.dataset].options)
+        counts = registry.load_dataset(experiment.dataset).expected(options)
+        return experiment.split in counts and "val" not in counts[experiment.split]
+
     @property
     def rebuilt(self) -> str | None:
         """The tiny CLIP that the plan trains anew."""
@@ -263,7 +269,7 @@ def make_plan(config: Mapping[str, Any], source: str = "config") -> Plan:
             sweeps.append(Sweep(name, *place, entry["parameter"], tuple(lines)))
     comparison = _comparison(source, config, choices, notes)
     audited = _audited(source, config, places, choices, notes)
-    return Plan(
+    plan = Plan(
         config,
         {name: _source(source, config, name) for name in dict.fromkeys(d for d, _ in places)},
         tuple(replace(e, keep_epochs=e.key in audited) for e in builder.experiments),
@@ -271,6 +277,13 @@ def make_plan(config: Mapping[str, Any], source: str = "config") -> Plan:
         comparison,
         tuple(notes),
     )
+    for e in plan.experiments:
+        if plain(e.spec["protocol"])["selection"] == "best_val_mA" and plan.lacks_validation(e):
+            raise PedbenchError(
+                f"{source}: {e.key}: selection best_val_mA chooses epochs by validation images, "
+                f"and {e.dataset}/{e.split} has none: use last_epoch, or a split that has some"
+            )
+    return plan
 
 
 def check_results_folder(results: str) -> None:
@@ -311,9 +324,13 @@ def lost(plan: Plan) -> set[str]:
 
 def _unscored(plan: Plan) -> bool:
     """Whether a run lacks a file that comes before the tables."""
-    names = [f"{n}.{s}.{end}" for n, end in PER_SUBSET for s in ("val", "test")]
-    folders = [folder for _, _, folder in runs_of(plan.as_json())]
-    return any(not (folder / name).is_file() for folder in folders for name in names)
+    runs = [RunFolder(folder) for _, _, folder in runs_of(plan.as_json())]
+    return any(not run.done.is_file() or not _scored(run) for run in runs)
+
+
+def _scored(run: RunFolder) -> bool:
+    names = [f"{n}.{s}.{end}" for n, end in PER_SUBSET for s in run.predicted]
+    return all((run.path / name).is_file() for name in names)
 
 
 def config_source(files: Iterable[Path], overrides: Mapping[str, Any]) -> str:

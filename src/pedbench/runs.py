@@ -23,6 +23,7 @@ from pedbench.files import digest, file_sha256, read_json, write_json
 from pedbench.registry import source_path
 
 REFUSED = "refused.json"
+PREDICTED = ("val", "test")  # subsets
 PACKAGES = (
     *("torch", "torchvision", "open_clip_torch", "peft", "timm", "transformers", "accelerate"),
     *("optuna", "numpy", "pillow"),
@@ -107,6 +108,12 @@ class RunFolder:
     def predictions(self, subset: str) -> Path:
         return self.path / f"predictions.{subset}.parquet"
 
+    @property
+    def predicted(self) -> tuple[str, ...]:
+        """The subsets that the finished run predicted: not every split has one for validation."""
+        files = read_json(self.done)["files"]
+        return tuple(s for s in PREDICTED if self.predictions(s).name in files)
+
     def is_finished(self, run: str, epochs: bool = False) -> bool:
         """Whether the run with this digest ended here and its files are what it wrote; with
         ``epochs``, whether every epoch was kept too."""
@@ -139,7 +146,7 @@ class RunFolder:
     def finish(self, run: str, epochs: bool = False) -> None:
         """Mark the run as done, with ``epochs`` those it kept too, and drop its checkpoint."""
         names = ["config.json", "adapter.safetensors", "metrics.jsonl", "environment.json"]
-        names += [f"predictions.{subset}.parquet" for subset in ("val", "test")]
+        names += [f"predictions.{subset}.parquet" for subset in PREDICTED]
         files = {n: file_sha256(self.path / n) for n in names if (self.path / n).is_file()}
         marker: dict[str, Any] = {"digest": run, "files": files}
         if epochs:

@@ -11,9 +11,8 @@ from pedbench.contracts import PedbenchError
 from pedbench.files import file_sha256, read_json, write_json
 from pedbench.manifest import Manifest, read_manifest
 from pedbench.results import Run, read_predictions, read_runs
+from pedbench.runs import RunFolder
 from pedbench.tasks import par
-
-SUBSETS = ("val", "test")
 
 
 def score_runs(folders: Iterable[Path], manifests: Mapping[str, Path], marker: Path) -> int:
@@ -26,7 +25,7 @@ def score_runs(folders: Iterable[Path], manifests: Mapping[str, Path], marker: P
     opened = {dataset: read_manifest(Path(path)) for dataset, path in manifests.items()}
     written, checksums = 0, {}
     for run in read_runs(folders):
-        for subset in SUBSETS:
+        for subset in RunFolder(run.folder).predicted:
             source = basis(run, subset)
             checksums[f"{run.key}/{subset}"] = source["predictions"]
             path = run.folder / f"scores.{subset}.json"

@@ -65,7 +65,7 @@ def write_selection(
                 reported = dict(zip(reported["metric"], reported["value"], strict=True))
                 _check(run, found, reported, job.config.protocol.selection)
                 rows += [key | row for row in found]
-    table = pd.DataFrame(rows, columns=list(COLUMNS))
+    table = pd.DataFrame(rows, columns=list(COLUMNS)).astype({"epoch_validation": "Int64"})
     write_text(out, table.to_csv(index=False, lineterminator="\n"))
 
 
@@ -98,14 +98,17 @@ def score_epochs(job: Job, seed: int, run: RunFolder) -> Scores:
 
 def compare_choices(scores: Scores) -> list[dict[str, Any]]:
     """Per metric its test value, and the epoch (from 0), under three ways of choosing: the last
-    epoch; the best mA on the validation images; the metric's own maximum over the test images,
-    which is what released code reports. The first of equal epochs is taken."""
-    last, validation = len(scores["val"]["mA"]) - 1, _best(scores["val"]["mA"])
+    epoch; the best mA on the validation images, None where there are none; the metric's own maximum
+    over the test images, which is what released code reports. The first of equal epochs is taken.
+    """
+    last = len(scores["test"]["mA"]) - 1
+    validation = _best(scores["val"]["mA"]) if "val" in scores else None
     rows = []
     for metric in METRICS:
         test = scores["test"][metric]
         epochs = (last, validation, _best(test))
-        values = dict(zip(CHOICES, (float(test[epoch]) for epoch in epochs), strict=True))
+        found = [None if epoch is None else float(test[epoch]) for epoch in epochs]
+        values = dict(zip(CHOICES, found, strict=True))
         numbers = dict(zip(COLUMNS[-3:], epochs, strict=True))
         rows.append({"metric": metric, **values, **numbers})
     return rows

@@ -29,7 +29,7 @@ from urllib.request import urlopen
 from pedbench.contracts import PedbenchError
 from pedbench.files import digest, file_sha256, read_json, write_atomic, write_json
 from pedbench.results import Run, display_name, read_runs
-from pedbench.score import SUBSETS
+from pedbench.runs import PREDICTED, RunFolder
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 KEY, CONTENT = "pedbench.run", "pedbench.content"
 PARENT, NOTE, KIND = "mlflow.parentRunId", "mlflow.note.content", "mlflow.experimentKind"
-SCORES = tuple(f"scores.{subset}.json" for subset in SUBSETS)
+SCORES = tuple(f"scores.{subset}.json" for subset in PREDICTED)
 FILES = ("config.json", "environment.json", "metrics.jsonl", "cost.json", *SCORES)
 DIGEST = 36  # characters of a data set's digest that MLflow keeps
 QUIET = {
@@ -317,7 +317,7 @@ def final(run: Run) -> dict[str, float]:
     """Scores, as ``{subset}/{metric}``, and ``cost/…``; what is undefined is left out."""
     found = {
         f"{subset}/{name}": value
-        for subset in SUBSETS
+        for subset in RunFolder(run.folder).predicted
         for name, value in read_json(run.folder / f"scores.{subset}.json")["overall"].items()
     }
     cost = run.folder / "cost.json"

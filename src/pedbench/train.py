@@ -28,7 +28,7 @@ from pedbench.nn.backbone import Backbone, load_backbone
 from pedbench.predict import normalisation, predict_logits, write_predictions
 from pedbench.registry import load_method, load_params
 from pedbench.results import sigmoid
-from pedbench.runs import REFUSED, RunConfig, RunFolder, derive_seed, environment, run_digest
+from pedbench.runs import PREDICTED, REFUSED, RunConfig, RunFolder, derive_seed, environment, run_digest
 from pedbench.tasks.par import score
 
 
@@ -81,6 +81,16 @@ def train(
     return {str(seed): digest for seed, digest in digests.items()}
 
 
+def check_validation(config: RunConfig, manifest: Manifest) -> None:
+    """Raises PedbenchError when epochs are to be chosen by images that the split does not have."""
+    if config.protocol.selection == "best_val_mA" and not manifest.has(config.split, "val"):
+        raise PedbenchError(
+            f"{config.dataset}/{config.split} has no validation images, which selection "
+            "'best_val_mA' chooses epochs by: set selection to last_epoch, or take a split that "
+            "has some"
+        )
+
+
 def make_task(config: RunConfig, train_manifest: Manifest) -> Task:
     """The task as the training subset defines it."""
     return Task(
@@ -131,8 +141,10 @@ class Job:
         manifest: Manifest,
         weights_path: Path,
         threads: int,
-        subsets: Sequence[str] = ("val", "test"),
+        subsets: Sequence[str] = PREDICTED,
     ) -> None:
+        """``subsets``: those that are predicted, where the split has them."""
+        check_validation(config, manifest)
         self.config, self.raw, self.threads = config, raw, threads
         self.manifest_digest = manifest.digest
         weights = read_json(weights_path)
@@ -145,7 +157,8 @@ class Job:
         self.accelerator = make_accelerator(config.protocol)
         self.backbone.to(self.accelerator.device)
         self.fitted = self._load(manifest, "train")
-        self.evaluated = {subset: self._load(manifest, subset) for subset in subsets}
+        there = [subset for subset in subsets if manifest.has(config.split, subset)]
+        self.evaluated = {subset: self._load(manifest, subset) for subset in there}
         self.task = make_task(config, self.fitted.manifest)
 
     def _load(self, manifest: Manifest, subset: str) -> Part:
@@ -211,7 +224,9 @@ class Job:
         digest = run_digest(config, seed, self.manifest_digest, sha256, self.threads)
         method, model = self.build(seed, config)
         load_trained(model, self._fit(method, model, seed, digest, folder).run(), folder.path)
-        return self._validation(self.evaluated["val"])(model)
+        validate = self._validation()
+        assert validate is not None  # `tune` refuses splits without
+        return validate(model)
 
     def _open(self, seed: int, digest: str, folder: RunFolder) -> None:
         task = asdict(make_task(self.config, self.labelled(seed).manifest))
@@ -244,7 +259,7 @@ class Job:
             self.accelerator,
             Checkpoints(folder.checkpoint, digest),
             folder.metrics,
-            self._validation(self.evaluated["val"]),
+            self._validation(),
             label="/".join(folder.path.parts[-5:]),
             epochs=folder.epochs if keep_epochs else None,
         )
@@ -261,8 +276,11 @@ class Job:
             )
         return logits
 
-    def _validation(self, part: Part) -> Validate:
-        """mA on the validation subset, for best_val selection."""
+    def _validation(self) -> Validate | None:
+        """mA on the validation subset, for best_val selection; None where there is none."""
+        part = self.evaluated.get("val")
+        if part is None:
+            return None
 
         def validate(model: nn.Module) -> float:
             logits = self.logits(model, part)

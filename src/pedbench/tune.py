@@ -61,12 +61,22 @@ def tuned(plan: Plan) -> dict[str, Experiment]:
         raise PedbenchError("tune: 'datasets' names several; methods are tuned on one")
     chosen: dict[str, Experiment] = {}
     for experiment in plan.experiments:
+        if plan.lacks_validation(experiment):
+            raise PedbenchError(no_trials(experiment.dataset, experiment.split))
         if experiment.in_tables and registry.trains(experiment.method):
             _check_start(experiment, registry.read_search(experiment.method))
             chosen[section_of(experiment.method, experiment.variant)] = experiment
     if not chosen:
         raise PedbenchError("tune: nothing under 'methods' trains; add what is to be tuned")
     return chosen
+
+
+def no_trials(dataset: str, split: str) -> str:
+    """Why nothing is tuned on a split that has no validation images."""
+    return (
+        f"tune: {dataset}/{split} has no validation images, which trials are scored by; tune on a "
+        "split that has some, and name the preset under 'presets'"
+    )
 
 
 def _check_start(experiment: Experiment, space: Space) -> None:
@@ -121,7 +131,10 @@ def tune(
     config, raw = RunConfig.read(config_path), read_json(config_path)
     weights = read_json(weights_path)
     space = registry.read_search(config.method)
-    manifest = read_manifest(manifest_path).subset(config.split, "train", "val")
+    whole = read_manifest(manifest_path)
+    if not whole.has(config.split, "val"):
+        raise PedbenchError(no_trials(config.dataset, config.split))
+    manifest = whole.subset(config.split, "train", "val")
     job = Job(config, raw, manifest, weights_path, threads, ("val",))
     if job.accelerator.num_processes > 1:
         raise PedbenchError(

@@ -19,6 +19,7 @@ from pedbench.plan import (
     make_plan,
     runs_of,
 )
+from pedbench.tune import tuned
 
 CONFIG = {
     "protocol": "embedded",
@@ -384,7 +385,8 @@ def complete(tmp_path):
     ]
     for file in done:
         file.parent.mkdir()
-        file.touch()
+        names = [f"predictions.{subset}.parquet" for subset in ("val", "test")]
+        write_json(file, {"files": dict.fromkeys(names, "sha256")})
         for subset in ("val", "test"):
             (file.parent / f"predictions.{subset}.parquet").touch()
             (file.parent / f"scores.{subset}.json").touch()
@@ -411,6 +413,32 @@ def test_a_lost_file_of_a_run_is_missed_by_what_scores(name, complete):
     plan, done = complete
     (done[0].parent / name).unlink()
     assert lost(plan) == {f"{plan.results}/scored.json"}
+
+
+def test_a_run_without_validation_images_lacks_nothing(complete):
+    plan, done = complete
+    for subset in ("predictions.val.parquet", "scores.val.json"):
+        (done[0].parent / subset).unlink()
+    write_json(done[0], {"files": {"predictions.test.parquet": "sha256"}})
+    assert lost(plan) == set()
+    (done[0].parent / "scores.test.json").unlink()
+    assert lost(plan) == {f"{plan.results}/scored.json"}
+
+
+def test_what_needs_validation_images_is_refused_where_there_are_none(monkeypatch):
+    counts = {"standard": {"train": 5, "test": 5}, "zero_shot": {"train": 5, "val": 1, "test": 5}}
+    dataset = type(module.registry.load_dataset("synthetic_a"))
+    monkeypatch.setattr(dataset, "expected", lambda self, options: counts)
+    place = "synthetic_a/standard"
+    chooses = {"parameter": "selection", "values": ["best_val_mA"]}
+    sweep = {"dataset": place, "method": "linear_probe", **chooses}
+    with fails(f"config: {place}/linear_probe/default-selectionbest_val_mA: selection best_val_mA"):
+        make_plan({**CONFIG, "sweeps": {"epoch": sweep}})
+    make_plan({**CONFIG, "sweeps": {"epoch": {**sweep, "dataset": "synthetic_a/zero_shot"}}})
+    one = {"trials": 2, "methods": ["linear_probe"]}
+    with fails(f"tune: {place} has no validation images, which trials are scored by"):
+        tuned(make_plan({**CONFIG, **one, "datasets": [place]}))
+    assert tuned(make_plan({**CONFIG, **one, "datasets": ["synthetic_a/zero_shot"]}))
 
 
 def test_a_refused_variant_is_finished_and_has_no_runs(tmp_path):

@@ -21,12 +21,12 @@ from pedbench.files import canonical_json, file_sha256, write_atomic
 from pedbench.manifest import Manifest, read_manifest, write_manifest
 from pedbench.plan import PER_SUBSET, runs_of
 from pedbench.results import PLAN, Document, Run, located, read_plan, read_run
-from pedbench.runs import REFUSED, RunFolder
-from pedbench.score import SUBSETS, basis, is_current
+from pedbench.runs import PREDICTED, REFUSED, RunFolder
+from pedbench.score import basis, is_current
 
 OF_RUN = (
     *("config.json", "environment.json", "metrics.jsonl", "cost.json", "train.done.json"),
-    *(f"{name}.{subset}.{end}" for name, end in PER_SUBSET for subset in SUBSETS),
+    *(f"{name}.{subset}.{end}" for name, end in PER_SUBSET for subset in PREDICTED),
 )
 ADAPTER = "adapter.safetensors"
 BY_VARIANT = ("cost.csv", "selection.csv")  # tables of the results folder that may be there
@@ -93,7 +93,7 @@ def finished(folder: Path) -> Run:
         run = read_run(folder)
         if not RunFolder(folder).is_finished(run.config["digest"]):
             raise PedbenchError(f"{folder}: not finished")
-        for subset in SUBSETS:
+        for subset in RunFolder(folder).predicted:
             path = folder / f"scores.{subset}.json"
             if not is_current(path, basis(run, subset)):
                 raise PedbenchError(f"{path}: missing, or not of these predictions")
@@ -164,7 +164,7 @@ def reduced(manifest: Manifest, splits: Sequence[str]) -> Manifest:
     """The rows of ``manifest`` that some of ``splits`` predicts; the digest stays that of all."""
     columns = [f"split:{split}" for split in splits]
     labels = [f"label:{attribute.name}" for attribute in manifest.attributes]
-    predicted = manifest.rows[columns].isin(SUBSETS).any(axis=1)
+    predicted = manifest.rows[columns].isin(PREDICTED).any(axis=1)
     rows = manifest.rows.loc[predicted, ["image", "sha256", "identity", *labels, *columns]]
     rows = rows.reset_index(drop=True)
     return Manifest(manifest.dataset, Path(), manifest.attributes, manifest.digest, rows)

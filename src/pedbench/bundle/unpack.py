@@ -28,7 +28,7 @@ from pedbench.files import file_sha256, read_json
 from pedbench.manifest import read_manifest
 from pedbench.plan import Comparison, runs_of
 from pedbench.results import PLAN, Document, read_plan, read_predictions, read_run
-from pedbench.score import SUBSETS
+from pedbench.runs import PREDICTED
 
 ENDINGS = (".json", ".jsonl", ".csv", ".parquet", ".safetensors")
 NAME = re.compile(r"[a-zA-Z0-9][\w-]*", re.ASCII)
@@ -253,6 +253,7 @@ def misfits(folder: Path, index: Document) -> Iterator[str]:
             yield f"{path.relative_to(folder)} holds the run {run.key}"
         if not run.config["manifest_digest"] == opened[run.dataset].digest == digests[run.dataset]:
             yield f"{run.key}: its manifest is not the one that {INDEX} names"
-        for subset in SUBSETS:
-            read_predictions(run, opened[run.dataset], subset)
+        for subset in PREDICTED:
+            if opened[run.dataset].has(run.split, subset):
+                read_predictions(run, opened[run.dataset], subset)
     read_long(folder / LONG)
