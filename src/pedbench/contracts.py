@@ -212,6 +212,10 @@ class BaseDataset:
     """A source of images and labels. One file in ``datasets/`` holds one subclass ``Dataset``."""
 
     SPEC: ClassVar[DatasetSpec]
+    inputs: ClassVar[tuple[str, ...]] = ()  # files of the repository that its records depend on,
+    # beside its own and its parents': the DAG watches them
+    PARENTS: ClassVar[Mapping[str, type[BaseDataset]]] = {}  # datasets it is made of; their folders
+    # are generate()'s option "roots"
 
     def generate(self, root: Path, options: Mapping[str, Any]) -> None:
         """Make the dataset below ``root`` unless it is there with these options. Only datasets
