@@ -11,10 +11,10 @@ import numpy as np
 from pedbench.contracts import Attribute, PedbenchError, Subset
 
 
-def same_number(path: Path, **counts: int) -> None:
+def same_number(path: Path, counts: Mapping[str, int]) -> None:
     """Raises PedbenchError with all ``counts`` (what is counted -> its number) unless equal."""
     if len(set(counts.values())) > 1:
-        told = ", ".join(f"{number} {what.replace('_', ' ')}" for what, number in counts.items())
+        told = ", ".join(f"{number} {what}" for what, number in counts.items())
         raise PedbenchError(
             f"{path}: {told}: these numbers must be equal; the file was changed or put together "
             "from two releases: obtain it again"

@@ -65,15 +65,15 @@ class Pictures:
 
     def __init__(self, folder: Path, root: Path) -> None:
         self.folder = folder.relative_to(root).as_posix()
-        self.names = {p.name for p in folder.iterdir() if is_picture(p)}
+        self.names = {entry.name for entry in os.scandir(folder) if is_picture(entry)}
         self.stems: dict[str, list[str]] = defaultdict(list)
         for name in sorted(self.names):
-            self.stems[Path(name).stem].append(name)
+            self.stems[os.path.splitext(name)[0]].append(name)
         self.converted: list[tuple[str, str]] = []
 
     def find(self, name: str) -> str:
         """The path of ``name`` relative to the root; a file that is absent keeps its name."""
-        same = self.stems.get(Path(name).stem, [])
+        same = self.stems.get(os.path.splitext(name)[0], [])
         if name not in self.names and len(same) == 1:
             self.converted.append((name, same[0]))
             name = same[0]
@@ -90,6 +90,15 @@ class Pictures:
                 Remark,
                 stacklevel=2,
             )
+
+
+def clipped(box: Sequence[float], width: int, height: int) -> tuple[int, int, int, int] | None:
+    """Left, upper, right and lower edge, in whole pixels, of what a box (x, y, width, height) has
+    in a picture of this size; None where that is nothing."""
+    x, y, wide, high = box
+    left, upper = max(0, round(x)), max(0, round(y))
+    right, lower = min(width, round(x + wide)), min(height, round(y + high))
+    return (left, upper, right, lower) if left < right and upper < lower else None
 
 
 def is_picture(file: Path | os.DirEntry[str]) -> bool:
