@@ -60,7 +60,8 @@ class _Dtype:
     """``numpy.dtype`` as its pickle describes it."""
 
     def __init__(self, code: str, align: object = False, copy: object = True) -> None:
-        self.code, self.order = code, "="
+        self.code = code
+        self.order: Any = "="
 
     def __setstate__(self, state: Any) -> None:
         self.order = state[1]
