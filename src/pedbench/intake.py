@@ -23,7 +23,6 @@ from tqdm import tqdm
 from pedbench.contracts import (
     SUBSETS,
     UNKNOWN,
-    Attribute,
     BaseDataset,
     PedbenchError,
     Record,
@@ -33,7 +32,7 @@ from pedbench.contracts import (
 from pedbench.files import file_sha256
 from pedbench.formats.layout import is_picture
 from pedbench.manifest import BOX, Manifest, decode, manifest_digest, write_manifest
-from pedbench.phrases import read_phrases
+from pedbench.phrases import words
 
 NAMED = 5  # of many files in one message
 
@@ -65,12 +64,6 @@ def build_manifest(
     manifest = Manifest(name, root, attributes, digest, rows, found.remarks)
     write_manifest(manifest, out)
     return manifest
-
-
-def words(attributes: tuple[Attribute, ...], options: Mapping[str, Any]) -> tuple[Attribute, ...]:
-    """``attributes`` with the words of the user's own file, if ``options`` name one."""
-    file = options.get("phrases")
-    return read_phrases(Path(file), attributes) if file else attributes
 
 
 def examine(

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+from pedbench.config import ROOT
 from pedbench.contracts import Attribute, PedbenchError
 from pedbench.registry import suggest
 
 COLUMNS = ("attribute", "phrase", "negative")
+
+
+def words(attributes: tuple[Attribute, ...], options: Mapping[str, Any]) -> tuple[Attribute, ...]:
+    """``attributes`` with the words of the file that the ``dataset_options`` name as ``phrases``,
+    if they do; a relative path starts at the repository's root."""
+    file = options.get("phrases")
+    return read_phrases(ROOT / file, attributes) if file else attributes
 
 
 def read_phrases(path: Path, attributes: tuple[Attribute, ...]) -> tuple[Attribute, ...]:

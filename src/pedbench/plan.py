@@ -17,6 +17,7 @@ from pedbench.config import DEFAULT, ProtocolFile, check_config, plain, read_pro
 from pedbench.config import resolve as resolve_values
 from pedbench.contracts import BACKBONES, TINY, PedbenchError, own_options
 from pedbench.files import digest, write_json
+from pedbench.phrases import words
 from pedbench.runs import RunFolder, refusal
 
 # of results
@@ -47,6 +48,19 @@ class Source:
     options: Mapping[str, Any]
     manifest: str
     generated: bool  # the suite can make its files
+    parents: Mapping[str, str] = field(default_factory=dict)  # folders that it links to
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Files of the repository, and the user's own phrases: what makes its manifest."""
+        dataset, phrases = registry.load_dataset(self.name), self.options.get("phrases")
+        files = [f"datasets/{name}.py" for name in (self.name, *dataset.PARENTS)]
+        return (*files, *dataset.inputs, *([phrases] if phrases else []))
+
+    @property
+    def given(self) -> Mapping[str, Any]:
+        """Options of the command that makes the manifest."""
+        return {**self.options, **({"roots": self.parents} if self.parents else {})}
 
 
 @dataclass(frozen=True)
@@ -518,23 +532,36 @@ def _audited(
 
 
 def _source(source: str, config: Mapping[str, Any], name: str) -> Source:
-    results, given = config["results"], os.environ.get(f"PEDBENCH_ROOT_{name.upper()}")
-    root = config["roots"].get(name, given)
-    dataset = registry.load_dataset(name)
+    dataset, root, results = registry.load_dataset(name), _root(config, name), config["results"]
     generated = type(dataset).generate is not registry.BaseDataset.generate
-    if root is None and not generated:
+    parents = {} if root else {parent: _root(config, parent) for parent in dataset.PARENTS}
+    wanted = parents if generated else {name: root}
+    for absent in (key for key, folder in wanted.items() if folder is None):
+        spec = registry.load_dataset(absent).SPEC
         raise PedbenchError(
-            f"{source}: roots: {name} ({dataset.SPEC.title}) must be obtained first "
-            f"({dataset.SPEC.licence}); then name its folder, roots: {{{name}: /path/to/it}}, or "
-            f"set PEDBENCH_ROOT_{name.upper()}"
+            f"{source}: roots: {absent} ({spec.title}) must be obtained first ({spec.licence}); "
+            f"then name its folder, roots: {{{absent}: /path/to/it}}, or set "
+            f"PEDBENCH_ROOT_{absent.upper()}"
         )
     options = config["dataset_options"].get(name, {})
     try:
         dataset.expected(own_options(options))
+        words(dataset.SPEC.attributes, options)
     except PedbenchError as error:
         raise PedbenchError(f"{source}: {name}: {error}") from None
-    manifest = f"{results}/manifests/{name}.parquet"
-    return Source(name, root or f"{results}/data/{name}", options, manifest, generated)
+    return Source(
+        name,
+        root or f"{results}/data/{name}",
+        options,
+        f"{results}/manifests/{name}.parquet",
+        generated,
+        {parent: folder for parent, folder in parents.items() if folder},
+    )
+
+
+def _root(config: Mapping[str, Any], name: str) -> str | None:
+    """Where the user has a dataset, as far as they say."""
+    return config["roots"].get(name, os.environ.get(f"PEDBENCH_ROOT_{name.upper()}"))
 
 
 def runs_of(document: Mapping[str, Any]) -> Iterator[tuple[Mapping[str, Any], int, Path]]:

@@ -83,11 +83,12 @@ def read_plan(root: Path) -> Document:
 def located(plan: Mapping[str, Any], root: PurePosixPath) -> Document:
     """``plan`` with its results in ``root``, wherever they were made. The datasets' own folders,
     which only their owner has, are left out."""
+    private = ("root", "parents")
     return {
         **plan,
         "results": str(root),
         "datasets": {
-            name: {k: v for k, v in d.items() if k != "root"}
+            name: {k: v for k, v in d.items() if k not in private}
             | {"manifest": str(root / "manifests" / f"{name}.parquet")}
             for name, d in plan["datasets"].items()
         },

@@ -17,7 +17,7 @@ from pedbench import registry
 SOURCE = Path(registry.__file__).parent
 LAYERS = (
     {"contracts", "_torchvision_guard", "files", "paths", "schedules", "registry", "devices"},
-    {"nn", "world", "config", "tasks", "manifest", "checkpoint", "formats"},
+    {"nn", "world", "config", "tasks", "manifest", "checkpoint", "formats", "phrases"},
     {"data", "plan", "prepared", "runs", "results"},
     {"engine", "predict", "train", "trained", "tune", "score", "collect", "published"},
     {"stats"},

@@ -17,7 +17,7 @@ rule plan:
 
 rule manifest:
     input:
-        "datasets/{dataset}.py",
+        lambda wildcards: PLAN.sources[wildcards.dataset].inputs,
     output:
         f"{RESULTS}/manifests/{{dataset}}.parquet",
     log:
@@ -26,7 +26,7 @@ rule manifest:
         "../envs/pedbench.yaml"
     params:
         root=lambda wildcards: PLAN.sources[wildcards.dataset].root,
-        options=lambda wildcards: json.dumps(PLAN.sources[wildcards.dataset].options),
+        options=lambda wildcards: json.dumps(PLAN.sources[wildcards.dataset].given),
     shell:
         "pedbench manifest {wildcards.dataset} --root {params.root:q}"
         " --options {params.options:q} --out {output} > {log} 2>&1"
