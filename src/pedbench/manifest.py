@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 
 from pedbench.contracts import UNKNOWN, Attribute, PedbenchError
 from pedbench.files import digest, write_atomic
+from pedbench.formats.layout import clipped
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -40,12 +41,22 @@ class Manifest:
     digest: str
     rows: pd.DataFrame
     remarks: tuple[str, ...] = ()  # what its reader noticed
+    unseen: tuple[str, ...] | None = None  # splits with `new_persons`, where the training rows that
+    # would tell were left out
     positions: np.ndarray | None = None  # of the rows in the whole manifest; None: it is whole
 
     def has(self, split: str, subset: str) -> bool:
         """Whether ``split``, which need not be known, has any images in ``subset``."""
         column = f"split:{split}"
         return column in self.rows and bool((self.rows[column] == subset).any())
+
+    def new_persons(self, split: str) -> bool:
+        """Whether the test images of ``split`` show known persons, none of whom is in training."""
+        if self.unseen is not None:
+            return split in self.unseen
+        identity, where = self.rows["identity"], self.rows[f"split:{split}"]
+        tested = set(identity[where == "test"]) - {-1}
+        return bool(tested) and tested.isdisjoint(identity[where == "train"])
 
     def subset(self, split: str, *subsets: str) -> Manifest:
         """Only the images of these subsets of ``split``; the rest cannot be reached from it."""
@@ -146,12 +157,10 @@ def decode(path: Path, box: Sequence[float] | None = None) -> Image.Image:
         ) from error
     if box is None:
         return picture
-    x, y, width, height = box
-    inside = (max(0, round(x)), max(0, round(y)))
-    corner = (min(picture.width, round(x + width)), min(picture.height, round(y + height)))
-    if corner[0] <= inside[0] or corner[1] <= inside[1]:
+    inside = clipped(box, picture.width, picture.height)
+    if inside is None:
         raise PedbenchError(
             f"{path}: nothing of the box {tuple(box)} is in the picture of {picture.width} x "
             f"{picture.height} pixels; the annotation is of another release"
         )
-    return picture.crop((*inside, *corner))
+    return picture.crop(inside)

@@ -42,12 +42,16 @@ def write_hdf5(path: Path, variables: Mapping[str, Any]) -> None:
         for name, value in variables.items():
             if isinstance(value, np.ndarray):
                 file[name] = value.T
+                file[name].attrs["MATLAB_class"] = np.bytes_("double")
                 continue
             references = np.empty((1, len(value)), h5py.ref_dtype)
             for index, text in enumerate(value):
                 codes = np.array([[ord(letter)] for letter in text], np.uint16)
-                references[0, index] = texts.create_dataset(f"{name}{index}", data=codes).ref
-            file.create_dataset(name, data=references, dtype=h5py.ref_dtype)
+                entry = texts.create_dataset(f"{name}{index}", data=codes)
+                entry.attrs["MATLAB_class"] = np.bytes_("char")
+                references[0, index] = entry.ref
+            found = file.create_dataset(name, data=references, dtype=h5py.ref_dtype)
+            found.attrs["MATLAB_class"] = np.bytes_("cell")
     with path.open("r+b") as stream:
         stream.write(b"MATLAB 7.3 MAT-file".ljust(116) + bytes(8) + b"\x00\x02IM")
 

@@ -54,21 +54,25 @@ def plain(value: Any) -> Any:
 
 
 def read_hdf5(path: Path) -> dict[str, Any]:
-    """The same of a v7.3 file whose variables are numeric arrays and cells of text. Arrays come
-    as MATLAB shows them (the file holds them transposed).
+    """The same of a v7.3 file. Arrays come as MATLAB shows them (the file holds them transposed).
 
     Raises PedbenchError when the file is missing, truncated or not HDF5.
     """
     import h5py
 
-    def read(item: Any) -> Any:
-        array = item[()]
+    def read(item: Any, in_cell: bool = False) -> Any:
+        if isinstance(item, h5py.Group):
+            return {name: read(item[name]) for name in item}
+        array, kind = item[()], item.attrs.get("MATLAB_class", b"char" if in_cell else b"")
         if array.dtype == object:  # references
-            return [read(file[reference]) for reference in array.ravel()]
-        if item.attrs.get("MATLAB_class", b"") == b"char" or array.dtype == np.uint16:
+            return [read(file[reference], in_cell=True) for reference in array.ravel()]
+        if kind == b"char" and array.dtype == np.uint16:
             return "".join(chr(code) for code in array.ravel())
-        array = array.T
-        return array.ravel() if 1 in array.shape else array
+        if "MATLAB_empty" in item.attrs:
+            return "" if kind == b"char" else np.empty(0)
+        if array.dtype.kind in "iu":
+            array = array.astype(np.int64)
+        return array.ravel() if 1 in array.shape else array.T
 
     if not path.is_file():
         raise PedbenchError(f"{path}: no such file")
@@ -76,10 +80,19 @@ def read_hdf5(path: Path) -> dict[str, Any]:
         raise PedbenchError(f"{path}: not a MATLAB v7.3 file (HDF5), or truncated")
     try:
         with h5py.File(path) as file:
-            names = [name for name in file if not name.startswith("#")]
-            return {name: read(file[name]) for name in names}
-    except (OSError, KeyError, AttributeError) as error:
-        raise PedbenchError(f"{path}: not readable ({error}); obtain it again") from error
+            names = [str(name) for name in file]
+            return {name: read(file[name]) for name in names if not name.startswith("#")}
+    except (OSError, RuntimeError, KeyError, ValueError) as error:
+        raise PedbenchError(
+            f"{path}: not readable ({error}); it is truncated or was changed: obtain it again"
+        ) from error
+
+
+def read_either(path: Path) -> dict[str, Any]:
+    """Of a release in v7.3: `read_hdf5`, or `read_mat` of a copy that was saved anew as v5."""
+    import h5py
+
+    return read_hdf5(path) if path.is_file() and h5py.is_hdf5(path) else read_mat(path)
 
 
 def field(path: Path, struct: dict[str, Any], *names: str) -> Any:
