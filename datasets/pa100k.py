@@ -1,4 +1,16 @@
-"""PA100K: 100,000 pedestrians of outdoor surveillance cameras; 26 attributes."""
+"""PA100K: 100,000 pedestrians of outdoor surveillance cameras; 26 attributes.
+
+Layout::
+
+    PA100K/
+      data/000001.jpg ... 100000.jpg   also in release_data/ or release_data/release_data/
+      annotation.mat                   also in annotation/
+
+``standard`` is the annotation's train / val / test (80,000 / 10,000 / 10,000), ``trainval`` has its
+train and val as train. Persons are said not to cross subsets; identities were not published, so
+nobody can check. Names and shapes of the annotation and the groups of `ONE_HOT` are those of the
+real file; places of pictures are those that public code knows.
+"""
 
 from __future__ import annotations
 

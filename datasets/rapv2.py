@@ -1,4 +1,16 @@
-"""RAPv2: 84,928 pedestrians of 25 cameras in a shopping mall; 54 attributes."""
+"""RAPv2: 84,928 pedestrians of 25 cameras in a shopping mall; 54 attributes.
+
+Layout::
+
+    RAP2/
+      RAP_dataset/CAM01-2014-02-15-...-tarid0-frame218-line1.png ...   also RAP_datasets/
+      RAP_annotation/RAP_annotation.mat
+
+``standard`` is the annotation's first draw of train / val / test (50,957 / 16,986 / 16,985), which
+papers use, ``standard_2`` to ``standard_5`` are the others; ``trainval`` and ``trainval_2`` ... have
+train and val as train. The person is known in 26,638 images. Fields, counts and names are those
+that public code reads: no copy of the annotation was at hand.
+"""
 
 from __future__ import annotations
 
