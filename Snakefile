@@ -60,7 +60,7 @@ wildcard_constraints:
     method="|".join({e.method for e in PLAN.experiments}),
     variant="|".join({re.escape(e.variant) for e in PLAN.experiments}),
     seeds=r"\d+(-\d+)*",
-    backbone=PLAN.config["backbone"],
+    backbone="|".join(PLAN.backbones),
 
 
 rule all:

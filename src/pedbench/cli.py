@@ -31,6 +31,7 @@ FILES = {  # options of several steps, each a path
     "settings": "the variant's config.json",
     "manifest": "written by 'pedbench manifest'",
     "weights": "written by 'pedbench weights'",
+    "backbones": "folder of what 'pedbench weights' wrote",
     "long": "written by 'pedbench collect'",
     "stats": "folder written by 'pedbench stats'",
     "cost": "written by 'pedbench cost'",
@@ -235,7 +236,7 @@ def parser() -> argparse.ArgumentParser:
         "cost",
         cost,
         "what every variant costs: parameters, operations, speed, memory",
-        takes="plan weights out",
+        takes="plan backbones out",
     )
     one.add_argument("--threads", type=int, default=1, help="as in training")
 
@@ -243,7 +244,7 @@ def parser() -> argparse.ArgumentParser:
         "selection",
         selection,
         "how much choosing epochs by test scores flatters a method",
-        takes="plan long weights out",
+        takes="plan long backbones out",
     )
     one.add_argument("--threads", type=int, default=1, help="as in training")
 
@@ -258,7 +259,7 @@ def parser() -> argparse.ArgumentParser:
         "pictures",
         pictures,
         "test pictures with what the models make of them, PDF + PNG",
-        takes="plan long weights out",
+        takes="plan long backbones out",
     )
 
     one = step(
@@ -500,20 +501,20 @@ def stats(plan: Path, out: Path) -> None:
     write_stats(folders, _manifests(document), out, **document["comparison"])
 
 
-def cost(plan: Path, weights: Path, threads: int, out: Path) -> None:
+def cost(plan: Path, backbones: Path, threads: int, out: Path) -> None:
     from pedbench.cost import write_costs
     from pedbench.devices import own_gpu
 
     with own_gpu():
-        write_costs(_read_plan(plan), weights, threads, out)
+        write_costs(_read_plan(plan), backbones, threads, out)
 
 
-def selection(plan: Path, long: Path, weights: Path, threads: int, out: Path) -> None:
+def selection(plan: Path, long: Path, backbones: Path, threads: int, out: Path) -> None:
     from pedbench.devices import own_gpu
     from pedbench.selection import write_selection
 
     with own_gpu():
-        write_selection(_read_plan(plan), long, weights, threads, out)
+        write_selection(_read_plan(plan), long, backbones, threads, out)
 
 
 def figures(plan: Path, long: Path, stats: Path, cost: Path, selection: Path, out: Path) -> None:
@@ -522,12 +523,12 @@ def figures(plan: Path, long: Path, stats: Path, cost: Path, selection: Path, ou
     write_figures(_read_plan(plan), long, stats, cost, selection, out)
 
 
-def pictures(plan: Path, long: Path, weights: Path, out: Path) -> None:
+def pictures(plan: Path, long: Path, backbones: Path, out: Path) -> None:
     from pedbench.devices import own_gpu
     from pedbench.pictures import write_pictures
 
     with own_gpu():
-        write_pictures(_read_plan(plan), long, weights, out)
+        write_pictures(_read_plan(plan), long, backbones, out)
 
 
 def tables(

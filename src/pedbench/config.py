@@ -217,7 +217,7 @@ def read_variants() -> Mapping[str, Mapping[str, Mapping[str, Any]]]:
                 raise PedbenchError(
                     f"{where}: a label is made of letters, digits and '_', and is not '{DEFAULT}'"
                 )
-            _checked(where, _mapping(VARIANTS, f"{method}.{label}", changes), settings(method))
+            _checked(where, _mapping(VARIANTS, f"{method}.{label}", changes), changeable(method))
     return {m: {label: c or {} for label, c in labels.items()} for m, labels in variants.items()}
 
 
@@ -238,7 +238,7 @@ def section_of(method: str, label: str) -> str:
 
 
 def settings(method: str) -> dict[str, registry.Field]:
-    """Everything a variant of ``method`` may change: its ``Params`` and the protocol."""
+    """Everything a preset may set for ``method``: its ``Params`` and the protocol."""
     shared, own = protocol_fields(), registry.read_params(method)
     both = sorted(shared.keys() & own.keys())
     if both:
@@ -246,6 +246,12 @@ def settings(method: str) -> dict[str, registry.Field]:
             f"methods/{method}.py: Params.{both[0]} has the name of a protocol setting; rename it"
         )
     return {**shared, **own}
+
+
+def changeable(method: str) -> dict[str, registry.Field]:
+    """Everything a variant or a sweep may change: the settings, and the backbone."""
+    backbone = registry.Field(..., f"Literal{list(BACKBONES)}")
+    return {**settings(method), "backbone": backbone}
 
 
 def protocol_fields() -> Mapping[str, registry.Field]:
@@ -261,12 +267,13 @@ def resolve(
     swept: Mapping[str, Any] | None = None,
     sweep: str = "",
 ) -> dict[str, dict[str, Any]]:
-    """``{"protocol": ..., "params": ...}``: every value of a run as ``{"value", "from"}``.
+    """``{"protocol": ..., "params": ...}``: every value of a run as ``{"value", "from"}``; and
+    ``"backbone"``, its name, where the variant or the sweep names another than the plan's.
 
     ``swept`` are the values that the sweep named ``sweep`` puts on top of the variant.
     """
     changes, section = changes_of(method, label), section_of(method, label)
-    own, known = registry.read_params(method), settings(method)
+    own, known = registry.read_params(method), changeable(method)
 
     def preset(name: str) -> list[tuple[str, Mapping[str, Any]]]:
         return [(f"{file}: {name}", p.get(name, {})) for file, p in protocol.presets.items()]
@@ -283,7 +290,9 @@ def resolve(
     for origin, values in layers:
         for key, value in _checked(origin, values, known).items():
             merged[key] = {"value": value, "from": origin}
+    backbone = {"backbone": merged["backbone"]["value"]} if "backbone" in merged else {}
     return {
+        **backbone,
         "protocol": {
             "name": protocol.name,
             "version": protocol.values["version"],

@@ -57,20 +57,23 @@ STEPS, WARM_UP = 12, 5  # of the timed training; how many of them are not timed
 SECONDS, LEAST = 0.3, 5  # of timed predictions
 
 
-def write_costs(plan: Mapping[str, Any], weights: Path, threads: int, out: Path) -> None:
+def write_costs(plan: Mapping[str, Any], backbones: Path, threads: int, out: Path) -> None:
     """Write one row per variant of the tables, in their order, measured where it runs first.
 
-    A variant that fails keeps what its runs tell. Raises PedbenchError when all fail.
+    ``backbones`` is the folder of what `pedbench weights` wrote. A variant that fails keeps what
+    its runs tell. Raises PedbenchError when all fail.
     """
     importlib.import_module("open_clip")  # slow: not again in every process
     rows, failures = [], []
     for experiment in tqdm(list(first_experiments(plan)), unit="variant"):
         folder = Path(experiment["folder"])
+        settings = folder / "config.json"
         manifest = Path(plan["datasets"][experiment["dataset"]]["manifest"])
         row = {key: experiment[key] for key in KEY}
         row |= kept_by_runs([folder / f"seed{seed}" for seed in experiment["seeds"]])
         try:
-            row |= in_own_process(measure, folder / "config.json", manifest, weights, threads)
+            weights = backbones / f"{read_json(settings)['backbone']}.json"
+            row |= in_own_process(measure, settings, manifest, weights, threads)
         except Exception as error:  # of any method; the others go on
             failures.append(f"{'/'.join(row[key] for key in KEY)}: {_reason(error)}")
             tqdm.write(f"not measured: {failures[-1]}")

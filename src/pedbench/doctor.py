@@ -112,11 +112,14 @@ def _config(configfile: Path) -> str:
 def _weights(configfile: Path) -> str:
     from pedbench.nn.backbone import load_backbone
 
-    plan = _read(configfile)
-    name, file = plan.config["backbone"], plan.weights_file
-    if file is not None and not Path(file).is_file():
-        return f"{name}: {file} is not there yet, the run will train it (pretrain: true)"
-    return f"{file or name}, sha256 {load_backbone(name, file).weights_sha256[:12]}"
+    plan, found = _read(configfile), []
+    for name in plan.backbones:
+        file = plan.weights_file(name)
+        if file is not None and not Path(file).is_file():
+            found.append(f"{name}: {file} is not there yet, the run will train it (pretrain: true)")
+        else:
+            found.append(f"{file or name}, sha256 {load_backbone(name, file).weights_sha256[:12]}")
+    return "; ".join(found)
 
 
 def _disk() -> str:

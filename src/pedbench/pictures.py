@@ -5,7 +5,7 @@ No picture is chosen by eye: the captions, in ``captions.json``, say by which ru
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
@@ -74,19 +74,19 @@ class Seen:
         return sum(response.tokens for response in self.responses) > 1
 
 
-def write_pictures(plan: Mapping[str, Any], long: Path, weights: Path, out: Path) -> None:
+def write_pictures(plan: Mapping[str, Any], long: Path, backbones: Path, out: Path) -> None:
     """Fill ``out``, which is emptied first, with examples of every dataset and split, maps of the
     plan's first one, and their captions.
 
-    ``plan`` holds the contents of plan.json, ``weights`` is what `pedbench weights` wrote. Of each
-    variant the run of its first seed is shown. The same plan gives the same bytes.
+    ``plan`` holds the contents of plan.json, ``backbones`` is the folder of what `pedbench weights`
+    wrote. Of each variant the run of its first seed is shown. The same plan gives the same bytes.
     """
     torch.set_num_threads(1)  # other numbers of threads, other bits
     style = STYLE | {"font.size": SMALL, "figure.constrained_layout.use": False}
-    save_all(pictures(plan, read_long(long), weights), out, style)
+    save_all(pictures(plan, read_long(long), backbones), out, style)
 
 
-def pictures(plan: Mapping[str, Any], long: pd.DataFrame, weights: Path) -> Iterator[Picture]:
+def pictures(plan: Mapping[str, Any], long: pd.DataFrame, backbones: Path) -> Iterator[Picture]:
     """One after the other; what was refused has none."""
     shown = [e for e in plan["experiments"] if e["in_tables"] and not refusal(Path(e["folder"]))]
     for index, ((dataset, _), group) in enumerate(groupby(shown, place_of)):
@@ -94,15 +94,21 @@ def pictures(plan: Mapping[str, Any], long: pd.DataFrame, weights: Path) -> Iter
         scene = Scene(list(group), manifest, long, plan)
         yield examples(scene)
         if index == 0:
-            yield from maps(scene, backbone_of(plan, weights))
+            yield from maps(scene, backbones)
 
 
 def place_of(experiment: Mapping[str, Any]) -> tuple[str, str]:
     return experiment["dataset"], experiment["split"]
 
 
-def backbone_of(plan: Mapping[str, Any], weights: Path) -> Backbone:
-    return load_backbone(plan["backbone"], read_json(weights)["file"])
+def load_backbones(experiments: Iterable[Mapping[str, Any]], folder: Path) -> dict[str, Backbone]:
+    """Name -> backbone of all that ``experiments`` run on."""
+    names = dict.fromkeys(backbone_of(experiment) for experiment in experiments)
+    return {n: load_backbone(n, read_json(folder / f"{n}.json")["file"]) for n in names}
+
+
+def backbone_of(experiment: Mapping[str, Any]) -> str:
+    return read_json(Path(experiment["folder"]) / "config.json")["backbone"]
 
 
 def name_of(experiment: Mapping[str, Any]) -> str:
@@ -273,14 +279,15 @@ def mark_of(true: bool, found: bool) -> str | None:
 # Maps
 
 
-def maps(scene: Scene, backbone: Backbone) -> Iterator[Picture]:
+def maps(scene: Scene, weights: Path) -> Iterator[Picture]:
     """Responses of tokens to the patches, and relevance of the patches for attributes."""
     positions = scene.shuffled()[:SHOWN]
     rows = scene.test.rows.iloc[np.sort(positions)].reset_index(drop=True)
     few = replace(scene.test, rows=rows)
     methods = dict.fromkeys(e["method"] for e in scene.experiments)
     best = [scene.best([e for e in scene.experiments if e["method"] == m]) for m in methods]
-    seen = [look(e, few, backbone, e in best) for e in scene.experiments]
+    backbones = load_backbones(scene.experiments, weights)
+    seen = [look(e, few, backbones[backbone_of(e)], e in best) for e in scene.experiments]
     rows = rows_of_responses(scene, seen)
     if any(one.has_tokens for one in rows):
         yield response_picture(scene, rows)

@@ -81,6 +81,11 @@ class Experiment:
     def key(self) -> str:
         return f"{self.dataset}/{self.split}/{self.method}/{self.variant}"
 
+    @property
+    def backbone(self) -> str:
+        """The plan's, or that of its variant."""
+        return self.spec["backbone"]
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -185,23 +190,32 @@ class Plan:
         counts = registry.load_dataset(experiment.dataset).expected(options)
         return experiment.split in counts and "val" not in counts[experiment.split]
 
+    @cached_property
+    def backbones(self) -> tuple[str, ...]:
+        """Those that experiments run on."""
+        return tuple(dict.fromkeys(experiment.backbone for experiment in self.experiments))
+
+    @property
+    def weights(self) -> dict[str, str]:
+        """Backbone -> the record of its weights and their checksum."""
+        return {name: f"{self.results}/weights/{name}.json" for name in self.backbones}
+
     @property
     def rebuilt(self) -> str | None:
         """The tiny CLIP that the plan trains anew."""
-        wanted = self.config["pretrain"] and self.config["backbone"] == TINY
+        wanted = self.config["pretrain"] and TINY in self.backbones
         return f"{self.results}/pretrain/{TINY}.safetensors" if wanted else None
 
-    @property
-    def weights_file(self) -> str | None:
-        """The backbone's checkpoint, where it is neither the shipped nor the downloaded one."""
-        return self.rebuilt or self.config["checkpoints"].get(self.config["backbone"])
+    def weights_file(self, backbone: str) -> str | None:
+        """Its checkpoint, where it is neither the shipped nor the downloaded one."""
+        rebuilt = self.rebuilt if backbone == TINY else None
+        return rebuilt or self.config["checkpoints"].get(backbone)
 
-    @property
-    def weights_inputs(self) -> tuple[str, ...]:
+    def weights_inputs(self, backbone: str) -> tuple[str, ...]:
         """Files whose change means other weights."""
-        shipped = f"resources/{TINY}/{TINY}"
-        if self.weights_file or self.config["backbone"] != TINY:
-            return (self.weights_file,) if self.weights_file else ()
+        file, shipped = self.weights_file(backbone), f"resources/{TINY}/{TINY}"
+        if file or backbone != TINY:
+            return (file,) if file else ()
         return (f"{shipped}.safetensors", f"{shipped}.sha256")
 
     @property
@@ -209,7 +223,7 @@ class Plan:
         """What the DAG makes on its way to the tables."""
         return {
             *(f"{self.results}/{name}" for name in ANALYSIS),
-            f"{self.results}/weights/{self.config['backbone']}.json",
+            *self.weights.values(),
             *([self.rebuilt] if self.rebuilt else []),
             *(source.manifest for source in self.sources.values()),
             *(f"{experiment.folder}/config.json" for experiment in self.experiments),
@@ -251,19 +265,19 @@ def make_plan(config: Mapping[str, Any], source: str = "config") -> Plan:
     config = check_config(config, source)
     protocol = read_protocol(config["protocol"], tuple(config["presets"]), source)
     _check_names(config, source)
-    _check_checkpoint(config, source)
     places = [_place(f"{source}: datasets", entry) for entry in config["datasets"]]
     choices = [_choice(f"{source}: methods", entry) for entry in config["methods"]]
     builder = _Builder(config, protocol)
     for dataset, split in places:
         for method, variant in choices:
             builder.add(f"{source}: methods", dataset, split, method, variant)
+    running = {"protocol": {protocol.name}, "backbone": {e.backbone for e in builder.experiments}}
     notes = [
-        f"preset {Path(file).stem} was made for {wanted}; the plan runs {config[key]}: choose "
-        "others with presets"
+        f"preset {Path(file).stem} was made for {wanted}; the plan runs {other}: choose others "
+        "with presets"
         for file, made_for in protocol.made_for.items()
         for key, wanted in made_for.items()
-        if config[key] != wanted
+        for other in sorted(running[key] - {wanted})
     ]
     sweeps = []
     for name, entry in config["sweeps"].items():
@@ -291,6 +305,7 @@ def make_plan(config: Mapping[str, Any], source: str = "config") -> Plan:
         comparison,
         tuple(notes),
     )
+    _check_checkpoints(plan, source)
     for e in plan.experiments:
         if plain(e.spec["protocol"])["selection"] == "best_val_mA" and plan.lacks_validation(e):
             raise PedbenchError(
@@ -367,7 +382,7 @@ class _Builder:
         self.experiments: list[Experiment] = []
 
     def add(self, where: str, dataset: str, split: str, method: str, variant: str) -> None:
-        values = resolve_values(method, variant, self.protocol)
+        values = self._values(method, variant)
         twin = self._same(dataset, split, method, values)
         if twin is not None:
             raise PedbenchError(
@@ -388,7 +403,7 @@ class _Builder:
         points = []
         for value in entry["values"]:
             try:
-                values = resolve_values(method, base, self.protocol, {parameter: value}, name)
+                values = self._values(method, base, {parameter: value}, name)
             except PedbenchError as error:
                 reason = str(error).removeprefix(f"sweep {name}: ")
                 raise PedbenchError(f"{where}: {reason}") from None
@@ -398,6 +413,10 @@ class _Builder:
                 self._append(*place, method, variant, values, in_tables=False)
             points.append(Point(value, variant))
         return Line(method, base, tuple(points))
+
+    def _values(self, method: str, variant: str, *swept: Any) -> dict[str, Any]:
+        values = resolve_values(method, variant, self.protocol, *swept)
+        return {"backbone": self.config["backbone"], **values}
 
     def _same(self, dataset: str, split: str, method: str, values: Any) -> Experiment | None:
         """The experiment that already runs these values, whatever their origin."""
@@ -412,7 +431,7 @@ class _Builder:
         self, dataset: str, split: str, method: str, variant: str, values: Any, in_tables: bool
     ) -> None:
         key = {"dataset": dataset, "split": split, "method": method, "variant": variant}
-        spec = {**key, "backbone": self.config["backbone"], **values}
+        spec = {**key, **values}
         seeds = tuple(self.config["seeds"]) if registry.trains(method) else (0,)
         folder = "/".join((self.config["results"], "runs", *key.values()))
         self.experiments.append(
@@ -485,15 +504,15 @@ def _check_names(config: Mapping[str, Any], source: str) -> None:
                 )
 
 
-def _check_checkpoint(config: Mapping[str, Any], source: str) -> None:
-    """The file named for the plan's backbone exists; other backbones' need not."""
-    name = config["backbone"]
-    file = config["checkpoints"].get(name)
-    if file is not None and not Path(file).is_file():
-        raise PedbenchError(
-            f"{source}: checkpoints.{name}: there is no file {file}; correct the path, or delete "
-            "the entry to use the shipped or downloaded weights"
-        )
+def _check_checkpoints(plan: Plan, source: str) -> None:
+    """The files named for the plan's backbones exist; other backbones' need not."""
+    for name in plan.backbones:
+        file = plan.config["checkpoints"].get(name)
+        if file is not None and not Path(file).is_file():
+            raise PedbenchError(
+                f"{source}: checkpoints.{name}: there is no file {file}; correct the path, or "
+                "delete the entry to use the shipped or downloaded weights"
+            )
 
 
 def _comparison(

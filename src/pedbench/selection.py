@@ -39,13 +39,13 @@ Scores = Mapping[str, Mapping[str, np.ndarray]]  # subset -> metric -> value of 
 
 
 def write_selection(
-    plan: Mapping[str, Any], long: Path, weights: Path, threads: int, out: Path
+    plan: Mapping[str, Any], long: Path, backbones: Path, threads: int, out: Path
 ) -> None:
     """Write ``selection.csv``, a row per seed and metric of every experiment that keeps its epochs.
 
-    ``plan`` holds the contents of plan.json, ``long`` is the finished long table. Raises
-    PedbenchError when an epoch is missing, or when the epoch that the protocol selects does not
-    have the very score of the long table.
+    ``plan`` holds the contents of plan.json, ``long`` is the finished long table, ``backbones`` the
+    folder of what `pedbench weights` wrote. Raises PedbenchError when an epoch is missing, or when
+    the epoch that the protocol selects does not have the very score of the long table.
     """
     torch.set_num_threads(threads)
     known = select(read_long(long), subset="test", attribute="")
@@ -55,6 +55,7 @@ def write_selection(
         if experiment["keep_epochs"] and refusal(folder) is None:
             manifest = read_manifest(Path(plan["datasets"][experiment["dataset"]]["manifest"]))
             config, raw = RunConfig.read(folder / "config.json"), read_json(folder / "config.json")
+            weights = backbones / f"{config.backbone}.json"
             job = Job(config, raw, manifest, weights, threads)
             for seed in experiment["seeds"]:
                 run = RunFolder(folder / f"seed{seed}")

@@ -38,9 +38,9 @@ def settings(tmp_path, manifest, backbone, monkeypatch):
         names = {"dataset": "noise", "split": "standard", "method": method, "variant": variant}
         path = tmp_path / "runs" / method / variant / "config.json"
         write_json(path, {**names, "backbone": "random", **spec})
-        write_json(tmp_path / "weights.json", {"sha256": backbone.weights_sha256, "file": None})
+        write_json(tmp_path / "random.json", {"sha256": backbone.weights_sha256, "file": None})
         write_manifest(manifest, tmp_path / "noise.parquet")
-        return path, tmp_path / "noise.parquet", tmp_path / "weights.json"
+        return path, tmp_path / "noise.parquet", tmp_path / "random.json"
 
     return write
 
@@ -224,7 +224,7 @@ def test_the_table_has_a_row_per_variant_and_empty_cells(settings, tmp_path):
     entries = [entry(files[0]) for files in (zero_shot, probe, refused)]
     plan = plan_of(*entries, again, swept, manifest=probe[1])
     out = tmp_path / "cost.csv"
-    cost.write_costs(plan, probe[2], 1, out)
+    cost.write_costs(plan, tmp_path, 1, out)
     table = pd.read_csv(out, dtype={"split": str})
     assert tuple(table.columns) == COLUMNS
     assert list(table["method"]) == ["zero_shot", "linear_probe"]
@@ -243,7 +243,7 @@ def test_a_variant_that_fails_or_dies_does_not_lose_the_others(settings, tmp_pat
     monkeypatch.setattr(cost, "measure", fragile)
     out = tmp_path / "cost.csv"
     entries = [entry(files[0]) for files in (lora, probe, zero_shot)]
-    cost.write_costs(plan_of(*entries, manifest=probe[1]), probe[2], 1, out)
+    cost.write_costs(plan_of(*entries, manifest=probe[1]), tmp_path, 1, out)
     table = pd.read_csv(out).set_index("method")
     assert list(table.index) == ["lora", "linear_probe", "zero_shot"]
     assert table["latency_ms_1"].notna().tolist() == [False, False, True]
@@ -255,7 +255,7 @@ def test_all_failing_is_an_error_that_says_why(settings, tmp_path, monkeypatch):
 
     monkeypatch.setattr(cost, "measure", broken)
     with pytest.raises(PedbenchError, match="noise/standard/zero_shot/default: the weights chang"):
-        cost.write_costs(plan_of(entry(files[0]), manifest=files[1]), files[2], 1, tmp_path / "c")
+        cost.write_costs(plan_of(entry(files[0]), manifest=files[1]), tmp_path, 1, tmp_path / "c")
     assert not (tmp_path / "c").exists()
 
 

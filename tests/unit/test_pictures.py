@@ -43,7 +43,7 @@ def plan(tmp_path_factory, manifest, backbone) -> dict[str, Any]:
     """Four finished variants and one that was refused, in a plan; `long.parquet` beside them."""
     root = tmp_path_factory.mktemp("pictures")
     write_manifest(manifest, root / "noise.parquet")
-    write_json(root / "weights.json", {"sha256": backbone.weights_sha256, "file": None})
+    write_json(root / "random.json", {"sha256": backbone.weights_sha256, "file": None})
     experiments = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("pedbench.train.load_backbone", lambda name, file: backbone)
@@ -55,7 +55,7 @@ def plan(tmp_path_factory, manifest, backbone) -> dict[str, Any]:
             key = {"dataset": "noise", "split": "standard", "method": method, "variant": variant}
             folder = root / "runs" / name
             write_json(folder / "config.json", {**key, "backbone": "random", **spec})
-            inputs = (folder / "config.json", root / "noise.parquet", root / "weights.json")
+            inputs = (folder / "config.json", root / "noise.parquet", root / "random.json")
             job.train(*inputs, seeds=[0], threads=1)
             experiments.append({**key, "folder": str(folder), "seeds": [0], "in_tables": True})
     score_runs(folders(experiments), {"noise": root / "noise.parquet"}, root / "scored.json")
@@ -86,9 +86,7 @@ def test_every_picture_is_there_twice_equal_and_dateless(plan, backbone, monkeyp
     monkeypatch.setattr("pedbench.pictures.load_backbone", lambda name, file: backbone)
     (tmp_path / "second/left_over").mkdir(parents=True)
     for name in ("first", "second"):
-        write_pictures(
-            plan, plan["root"] / "long.parquet", plan["root"] / "weights.json", tmp_path / name
-        )
+        write_pictures(plan, plan["root"] / "long.parquet", plan["root"], tmp_path / name)
     stems = {"examples_noise_standard", "relevance", "responses"}
     names = {f"{stem}.{kind}" for stem in stems for kind in ("pdf", "png")} | {"captions.json"}
     assert {path.name for path in (tmp_path / "first").iterdir()} == names

@@ -301,24 +301,50 @@ def test_generated_data_lie_below_results():
 
 def test_options_of_datasets_and_backbones_outside_the_plan_are_left_alone():
     elsewhere = {"checkpoints": {"ViT-L-14": "/nowhere"}, "roots": {"synthetic_b": "/nowhere"}}
-    assert make_plan({**CONFIG, **elsewhere}).weights_file is None
+    assert make_plan({**CONFIG, **elsewhere}).weights_file("tiny_clip") is None
 
 
 def test_weights_follow_the_config(tmp_path):
     shipped = make_plan(CONFIG)
-    assert shipped.weights_file is None
-    assert shipped.weights_inputs == (
+    assert shipped.weights_file("tiny_clip") is None
+    assert shipped.weights_inputs("tiny_clip") == (
         "resources/tiny_clip/tiny_clip.safetensors",
         "resources/tiny_clip/tiny_clip.sha256",
     )
     rebuilt = make_plan({**CONFIG, "pretrain": True})
-    assert rebuilt.weights_inputs == ("results/pretrain/tiny_clip.safetensors",)
+    assert rebuilt.weights_inputs("tiny_clip") == ("results/pretrain/tiny_clip.safetensors",)
     large = {**CONFIG, "backbone": "ViT-B-16"}
-    assert make_plan(large).weights_inputs == ()
+    assert make_plan(large).weights_inputs("ViT-B-16") == ()
     file = tmp_path / "b16.pt"
     file.touch()
     local = make_plan({**large, "checkpoints": {"ViT-B-16": str(file)}})
-    assert local.weights_file == str(file) and local.weights_inputs == (str(file),)
+    assert local.weights_file("ViT-B-16") == str(file)
+    assert local.weights_inputs("ViT-B-16") == (str(file),)
+
+
+def test_a_variant_may_run_on_another_backbone(tmp_path):
+    """Each experiment asks for the weights of its own; both towers stand in one table."""
+    two = {**CONFIG, "methods": ["promptpar", "promptpar/vit_b16"], "backbone": "ViT-L-14"}
+    plan = make_plan({**two, "pretrain": True, "presets": []})
+    found = [(e.variant, e.spec["backbone"]) for e in plan.experiments[:2]]
+    assert found == [("default", "ViT-L-14"), ("vit_b16", "ViT-B-16")]
+    assert plan.backbones == ("ViT-L-14", "ViT-B-16") and plan.rebuilt is None
+    assert {f"results/weights/{name}.json" for name in plan.backbones} <= plan.outputs
+    only = make_plan({**two, "methods": ["promptpar/vit_b16"], "presets": []})
+    assert only.backbones == ("ViT-B-16",)
+    with fails("c.yaml: checkpoints.ViT-B-16: there is no file /nowhere"):
+        make_plan({**two, "checkpoints": {"ViT-B-16": "/nowhere"}}, "c.yaml")
+    with fails("c.yaml: methods: 'promptpar/vit_b16' has the same values as 'promptpar/default'"):
+        make_plan({**two, "backbone": "ViT-B-16"}, "c.yaml")
+    swept = {**SWEEP, "parameter": "backbone", "values": ["tiny_clip", "ViT-B-16"]}
+    plan = make_plan({**CONFIG, "sweeps": {"tower": swept}})
+    assert [p.variant for p in plan.sweeps[0].lines[0].points] == [
+        "global_deep",
+        "global_deep-backboneViT-B-16",
+    ]
+    made_for = "preset tiny_clip was made for tiny_clip; the plan runs ViT-B-16: choose others"
+    notes = make_plan({**CONFIG, "methods": ["promptpar/vit_b16", "promptpar"]}).notes
+    assert any(note.startswith(made_for) for note in notes)
 
 
 def test_document_lists_every_run_and_its_digest_follows_the_plan():

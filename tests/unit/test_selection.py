@@ -35,7 +35,8 @@ def audited(prepare, tmp_path):
         own = {"folder": str(tmp_path / "v"), "seeds": [0, 1], "keep_epochs": keep}
         datasets = {"noise": {"manifest": str(manifest)}}
         plan = {"experiments": [{**names, **own}], "datasets": datasets}
-        return plan, tmp_path / "long.parquet", weights, 1
+        weights.rename(tmp_path / "random.json")  # named after the backbone
+        return plan, tmp_path / "long.parquet", tmp_path, 1
 
     return finished
 

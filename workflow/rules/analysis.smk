@@ -48,7 +48,7 @@ rule cost:
     input:
         plan=f"{RESULTS}/plan.json",
         manifests=[source.manifest for source in PLAN.sources.values()],
-        weights=f"{RESULTS}/weights/{PLAN.config['backbone']}.json",
+        weights=list(PLAN.weights.values()),
         runs=markers_of_runs,
     output:
         f"{RESULTS}/cost.csv",
@@ -60,9 +60,10 @@ rule cost:
     resources:
         gpu=min(1, GPUS),
     params:
+        backbones=f"{RESULTS}/weights",
         threads=PLAN.config["threads_per_job"],
     shell:
-        "pedbench cost --plan {input.plan} --weights {input.weights} --threads {params.threads}"
+        "pedbench cost --plan {input.plan} --backbones {params.backbones} --threads {params.threads}"
         " --out {output} > {log} 2>&1"
 
 
@@ -70,7 +71,7 @@ rule selection:
     input:
         plan=f"{RESULTS}/plan.json",
         long=f"{RESULTS}/long.parquet",  # which therefore cannot hold what is audited
-        weights=f"{RESULTS}/weights/{PLAN.config['backbone']}.json",
+        weights=list(PLAN.weights.values()),
         runs=[b.marker for b in PLAN.batches if b.experiment.keep_epochs],
     output:
         f"{RESULTS}/selection.csv",
@@ -82,9 +83,10 @@ rule selection:
     resources:
         gpu=min(1, GPUS),
     params:
+        backbones=f"{RESULTS}/weights",
         threads=PLAN.config["threads_per_job"],
     shell:
-        "pedbench selection --plan {input.plan} --long {input.long} --weights {input.weights}"
+        "pedbench selection --plan {input.plan} --long {input.long} --backbones {params.backbones}"
         " --threads {params.threads} --out {output} > {log} 2>&1"
 
 
@@ -113,7 +115,7 @@ rule pictures:
         plan=f"{RESULTS}/plan.json",
         scores=f"{RESULTS}/scored.json",
         long=f"{RESULTS}/long.parquet",
-        weights=f"{RESULTS}/weights/{PLAN.config['backbone']}.json",
+        weights=list(PLAN.weights.values()),
     output:
         pictures_for_report(f"{RESULTS}/pictures"),
     log:
@@ -122,8 +124,10 @@ rule pictures:
         "../envs/pedbench.yaml"
     resources:
         gpu=min(1, GPUS),
+    params:
+        backbones=f"{RESULTS}/weights",
     shell:
-        "pedbench pictures --plan {input.plan} --long {input.long} --weights {input.weights}"
+        "pedbench pictures --plan {input.plan} --long {input.long} --backbones {params.backbones}"
         " --out {output} > {log} 2>&1"
 
 

@@ -9,6 +9,18 @@ def markers_of_runs(wildcards):
     return [batch.marker for batch in PLAN.batches]
 
 
+def option_of_weights(wildcards):
+    """Of the step that takes their checksum: their file, where the plan names one."""
+    file = PLAN.weights_file(wildcards.backbone)
+    return shlex.join(["--file", file]) if file else ""
+
+
+def weights_of(wildcards):
+    """The record of the weights that the experiment runs on."""
+    names = wildcards.dataset, wildcards.split, wildcards.method, wildcards.variant
+    return PLAN.weights[PLAN.experiment(*names).backbone]
+
+
 def keep_epochs(*names):
     """The option of a training job whose epochs the step `selection` reads."""
     return "--keep-epochs" if PLAN.experiment(*names).keep_epochs else ""

@@ -34,7 +34,7 @@ rule manifest:
 
 rule weights:
     input:
-        PLAN.weights_inputs,
+        lambda wildcards: PLAN.weights_inputs(wildcards.backbone),
     output:
         f"{RESULTS}/weights/{{backbone}}.json",
     log:
@@ -42,6 +42,6 @@ rule weights:
     conda:
         "../envs/pedbench.yaml"
     params:
-        file=shlex.join(["--file", PLAN.weights_file]) if PLAN.weights_file else "",
+        file=option_of_weights,
     shell:
         "pedbench weights {wildcards.backbone} {params.file} --out {output} > {log} 2>&1"

@@ -21,7 +21,7 @@ rule train:
     input:
         config=f"{RUN}/config.json",
         manifest=f"{RESULTS}/manifests/{{dataset}}.parquet",
-        weights=f"{RESULTS}/weights/{PLAN.config['backbone']}.json",
+        weights=weights_of,
         method="methods/{method}.py",
     output:
         f"{RUN}/seeds{{seeds}}.done.json",

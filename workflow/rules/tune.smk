@@ -29,7 +29,7 @@ rule trials:
     input:
         config=lambda wildcards: f"{to_tune()[wildcards.section].folder}/config.json",
         manifest=[source.manifest for source in PLAN.sources.values()],
-        weights=f"{RESULTS}/weights/{PLAN.config['backbone']}.json",
+        weights=lambda wildcards: PLAN.weights[to_tune()[wildcards.section].backbone],
         method=lambda wildcards: f"methods/{to_tune()[wildcards.section].method}.py",
     output:
         f"{RESULTS}/tuned/{{section}}.json",
