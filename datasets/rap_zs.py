@@ -26,11 +26,11 @@ from pathlib import Path
 
 import numpy as np
 
-from pedbench.contracts import BaseDataset, DatasetSpec, PedbenchError, Record, Subset
+from pedbench.contracts import SUBSETS, BaseDataset, DatasetSpec, PedbenchError, Record, Subset
 from pedbench.datasets.rapv2 import SPELLINGS
 from pedbench.datasets.rapv2 import Dataset as RAPv2
 from pedbench.formats import rap
-from pedbench.formats.labels import subset_of_rows
+from pedbench.formats.labels import subset_of_rows, trainval
 from pedbench.formats.zero_shot import PICKLE, find_pickle, published, rebuilt
 
 BIBTEX = """
@@ -73,7 +73,7 @@ class Dataset(BaseDataset):
         file = find_pickle(root, annotation.release)
         if file:
             division = _division(file, annotation)
-            splits |= {"zero_shot": division, "zero_shot_trainval": rap.trainval(division)}
+            splits |= {"zero_shot": division, "zero_shot_trainval": trainval(division)}
         persons = rebuilt("rap_zs", annotation.identities)
         splits["zero_shot_rebuilt"] = [persons.get(i) for i in annotation.identities.tolist()]
         known = np.flatnonzero(annotation.identities >= 0)
@@ -85,7 +85,7 @@ class Dataset(BaseDataset):
         persons = rng.permutation(np.unique(annotation.identities[annotation.identities >= 0]))
         parts = {
             subset: rng.permutation(np.flatnonzero(np.isin(annotation.identities, some)))
-            for subset, some in zip(rap.TRAINVAL, np.split(persons, [9, 12]), strict=True)
+            for subset, some in zip(SUBSETS, np.split(persons, [9, 12]), strict=True)
         }
         parts["trainval"] = np.concatenate([parts["train"], parts["val"]])
         content = {"image_name": annotation.names, "partition": parts}

@@ -7,9 +7,9 @@ Layout::
       RAP_annotation/RAP_annotation.mat
 
 ``standard`` is the annotation's first draw of train / val / test (50,957 / 16,986 / 16,985), which
-papers use, ``standard_2`` to ``standard_5`` are the others; ``trainval`` and ``trainval_2`` ... have
-train and val as train. The person is known in 26,638 images. Fields, counts and names are those
-that public code reads: no copy of the annotation was at hand.
+papers use, ``standard_2`` to ``standard_5`` are the others; ``trainval`` and ``trainval_2`` and so
+on have train and val as train. The person is known in 26,638 images. Fields, counts and names are
+those that public code reads: no copy of the annotation was at hand.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import numpy as np
 
 from pedbench.contracts import Attribute, BaseDataset, DatasetSpec, Record, Remark
 from pedbench.formats import fakes, rap
+from pedbench.formats.labels import trainval
 
 BIBTEX = """
 @article{li2019richly,
@@ -178,9 +179,7 @@ class Dataset(BaseDataset):
             self._check_ratios(annotation)
         splits = {
             **dict(zip(rap.draws("standard"), annotation.partitions, strict=True)),
-            **dict(
-                zip(rap.draws("trainval"), map(rap.trainval, annotation.partitions), strict=True)
-            ),
+            **dict(zip(rap.draws("trainval"), map(trainval, annotation.partitions), strict=True)),
         }
         return rap.records(root, rap.V2, annotation, splits, range(len(annotation.names)))
 

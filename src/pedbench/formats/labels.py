@@ -93,5 +93,10 @@ def subset_of_rows(
     return found
 
 
+def trainval(subsets: Sequence[Subset | None]) -> list[Subset | None]:
+    """The same with train and val as one training subset."""
+    return ["train" if subset == "val" else subset for subset in subsets]
+
+
 def _folded(name: str) -> str:
     return re.sub("[^a-z0-9]", "", name.lower())

@@ -22,7 +22,6 @@ PICTURES = ("RAP_dataset", "RAP_datasets")
 VARIABLE = "RAP_annotation"
 CODES = {0: 0, 1: 1, 2: UNKNOWN}  # 2: the annotators could not tell
 DRAWS = 5
-TRAINVAL: Mapping[Subset, Subset] = {"train": "train", "val": "train", "test": "test"}
 
 
 @dataclass(frozen=True)
@@ -88,11 +87,6 @@ class Annotation:
 def draws(split: str) -> tuple[str, ...]:
     """The names of a split's five draws: the first, which papers use, has no number."""
     return (split, *(f"{split}_{number}" for number in range(2, DRAWS + 1)))
-
-
-def trainval(partition: Sequence[Subset | None]) -> list[Subset | None]:
-    """A partition with train and val as one training subset."""
-    return [None if subset is None else TRAINVAL[subset] for subset in partition]
 
 
 def read(
