@@ -30,6 +30,7 @@ from pedbench.nn.backbone import Backbone
 from pedbench.nn.fusion import AttributeHead, MMFormer, TokenMLP, mm_former
 from pedbench.nn.prompts import prompt_parameter
 from pedbench.nn.regions import region_mask, region_patches
+from pedbench.nn.sentences import attribute_sentences
 
 BIBTEX = """
 @article{wang2024promptpar,
@@ -235,9 +236,8 @@ class GlobalLocal(nn.Module):
 
 def sentences(task: Task, expanded: bool) -> list[str]:
     """The text of each attribute: its sentence, or its bare name."""
-    if expanded:
-        return [f"a photo of a person {a.phrase}" for a in task.attributes]
-    return [a.name.replace("_", " ") for a in task.attributes]
+    template = "a photo of a person {}" if expanded else "{name}"
+    return attribute_sentences(task.attributes, template, absence=False)
 
 
 class Method(BaseMethod[Params]):

@@ -26,15 +26,19 @@ def read_phrases(path: Path, attributes: tuple[Attribute, ...]) -> tuple[Attribu
     """``attributes`` with the words of a CSV file with the columns ``COLUMNS``, one row for each
     attribute that gets others; both complete "a photo of a person ...".
 
-    Raises PedbenchError when the file is missing, names an unknown attribute or one twice, or
-    leaves a phrase empty.
+    Raises PedbenchError when the file is missing or no UTF-8, names an unknown attribute or one
+    twice, leaves a phrase empty or gives the same twice.
     """
     try:
-        with path.open(newline="", encoding="utf-8") as stream:
+        with path.open(newline="", encoding="utf-8-sig") as stream:  # Excel begins with a mark
             table = csv.DictReader(stream)
             rows = list(table)
-    except FileNotFoundError:
-        raise PedbenchError(f"{path}: no such file of phrases; see docs/datasets.md") from None
+    except OSError as error:
+        raise PedbenchError(
+            f"{path}: no such file of phrases ({error.strerror}); see docs/datasets.md"
+        ) from None
+    except UnicodeDecodeError:
+        raise PedbenchError(f"{path}: not UTF-8; save it as CSV UTF-8") from None
     absent = [column for column in COLUMNS if column not in (table.fieldnames or ())]
     if absent:
         wanted = ", ".join(COLUMNS)
@@ -50,4 +54,10 @@ def read_phrases(path: Path, attributes: tuple[Attribute, ...]) -> tuple[Attribu
         own[name] = {key: (row[key] or "").strip() for key in COLUMNS[1:]}
         if not all(own[name].values()):
             raise PedbenchError(f"{where} needs both a phrase and a negative")
+        if own[name]["phrase"] == own[name]["negative"]:
+            raise PedbenchError(f"{where}: phrase and negative are the same")
+        if None in row:
+            raise PedbenchError(
+                f"{where}: more fields than columns; put text that has commas in quotes"
+            )
     return tuple(replace(a, **own.get(a.name, {})) for a in attributes)
