@@ -218,7 +218,7 @@ class Dataset(BaseDataset):
         identities[:30, 0] = np.repeat(np.arange(1, 16), 2)
         partitions = []
         for _ in range(rap.DRAWS):
-            parts = fakes.divide(count, rng, 0.6, 0.8)
+            parts = fakes.divide(count, rng, 0.6, 0.2)
             partitions.append(
                 {
                     name: 1 + part[None].astype(np.int32)
