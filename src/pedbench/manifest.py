@@ -10,6 +10,7 @@ attributes, remarks and the digest of these and all rows.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -59,14 +60,19 @@ class Manifest:
         return bool(tested) and tested.isdisjoint(identity[where == "train"])
 
     def subset(self, split: str, *subsets: str) -> Manifest:
-        """Only the images of these subsets of ``split``; the rest cannot be reached from it."""
+        """Only the images of these subsets of ``split``; the rest cannot be reached from it.
+
+        Raises PedbenchError when there are none, with what the dataset's reader said about it.
+        """
         column = f"split:{split}"
         if column not in self.rows:
             known = ", ".join(c.removeprefix("split:") for c in self.rows if c.startswith("split:"))
             raise PedbenchError(f"{self.dataset} has no split '{split}'; it has: {known}")
         inside = np.flatnonzero(self.rows[column].isin(subsets))
         if not len(inside):
-            raise PedbenchError(f"{self.dataset}/{split} has no {' or '.join(subsets)} images")
+            said = [r for r in self.remarks if re.search(rf"\b{re.escape(split)}\b", r)]
+            nothing = f"{self.dataset}/{split} has no {' or '.join(subsets)} images"
+            raise PedbenchError(": ".join([nothing, *said]))
         return self.take(inside)
 
     def take(self, positions: np.ndarray) -> Manifest:
