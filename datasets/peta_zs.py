@@ -59,6 +59,7 @@ COUNTS = {"train": 11_241, "val": 3826, "test": 3933}  # from the literature
 
 
 class Dataset(Peta):
+    inputs = ("datasets/peta.py",)
     SPEC = DatasetSpec(
         title="PETA-ZS",
         licence=LICENCE,
