@@ -29,7 +29,12 @@ Compared = tuple[tuple[str, ...], tuple[str, ...]]  # names of the methods, and 
 def in_config(path: Path) -> Compared:
     """What the plan of the config file ``path`` compares. Raises PedbenchError for a bad file."""
     config = check_config(read_yaml(path.resolve()), str(path))
-    first = [[entry.partition("/")[0] for entry in config[key]] for key in ("methods", "datasets")]
+    methods = [
+        name for e in config["methods"] for name in ([e] if isinstance(e, str) else e["methods"])
+    ]
+    first = [
+        [entry.partition("/")[0] for entry in names] for names in (methods, config["datasets"])
+    ]
     return _unique(first[0]), _unique(first[1])
 
 

@@ -39,6 +39,10 @@ ANALYSIS = (
 )
 
 
+Place = tuple[str, str]  # dataset and split
+Choice = tuple[str, str]  # method and variant
+
+
 @dataclass(frozen=True)
 class Source:
     """A dataset of the plan: where its files are and what it is made with."""
@@ -265,43 +269,30 @@ def make_plan(config: Mapping[str, Any], source: str = "config") -> Plan:
     config = check_config(config, source)
     protocol = read_protocol(config["protocol"], tuple(config["presets"]), source)
     _check_names(config, source)
-    places = [_place(f"{source}: datasets", entry) for entry in config["datasets"]]
-    choices = [_choice(f"{source}: methods", entry) for entry in config["methods"]]
+    notes: list[str] = []
+    asked = [_place(f"{source}: datasets", entry) for entry in config["datasets"]]
+    runs = _runs(source, config, asked, notes)
+    runs = {place: runs[place] for place in _at_hand(source, config, list(runs), notes)}
     builder = _Builder(config, protocol)
-    for dataset, split in places:
-        for method, variant in choices:
-            builder.add(f"{source}: methods", dataset, split, method, variant)
+    for place, choices in runs.items():
+        for choice in choices:
+            builder.add(f"{source}: methods", *place, *choice)
     running = {"protocol": {protocol.name}, "backbone": {e.backbone for e in builder.experiments}}
-    notes = [
+    notes += [
         f"preset {Path(file).stem} was made for {wanted}; the plan runs {other}: choose others "
         "with presets"
         for file, made_for in protocol.made_for.items()
         for key, wanted in made_for.items()
         for other in sorted(running[key] - {wanted})
     ]
-    sweeps = []
-    for name, entry in config["sweeps"].items():
-        where = f"{source}: sweeps.{name}"
-        place, swept = _place(where, entry["dataset"]), _swept(where, entry)
-        absent = [method for method, choice in swept.items() if choice not in choices]
-        if place not in places:
-            notes.append(f"sweep {name} left out: {entry['dataset']} is not in the plan")
-            continue
-        notes += [f"sweep {name}: {method} left out, it is not in the plan" for method in absent]
-        lines = [
-            builder.line(name, where, place, choice, entry)
-            for method, choice in swept.items()
-            if method not in absent
-        ]
-        if lines:
-            sweeps.append(Sweep(name, *place, entry["parameter"], tuple(lines)))
-    comparison = _comparison(source, config, choices, notes)
-    audited = _audited(source, config, places, choices, notes)
+    sweeps = tuple(_sweeps(source, config, builder, asked, runs, notes))
+    comparison = _comparison(source, config, runs, notes)
+    audited = _audited(source, config, asked, runs, notes)
     plan = Plan(
         config,
-        {name: _source(source, config, name) for name in dict.fromkeys(d for d, _ in places)},
+        {name: _source(source, config, name) for name in dict.fromkeys(d for d, _ in runs)},
         tuple(replace(e, keep_epochs=e.key in audited) for e in builder.experiments),
-        tuple(sweeps),
+        sweeps,
         comparison,
         tuple(notes),
     )
@@ -446,7 +437,7 @@ class _Builder:
         )
 
 
-def _place(where: str, entry: str) -> tuple[str, str]:
+def _place(where: str, entry: str) -> Place:
     """``dataset/split``, both known."""
     dataset, _, split = entry.partition("/")
     try:
@@ -463,7 +454,7 @@ def _place(where: str, entry: str) -> tuple[str, str]:
     return dataset, split
 
 
-def _choice(where: str, entry: str) -> tuple[str, str]:
+def _choice(where: str, entry: str) -> Choice:
     """``method/variant``; the method is known, `resolve` knows the variants."""
     method, _, variant = entry.partition("/")
     try:
@@ -471,6 +462,97 @@ def _choice(where: str, entry: str) -> tuple[str, str]:
     except PedbenchError as error:
         raise PedbenchError(f"{where}: {error}") from None
     return method, variant or DEFAULT
+
+
+def _runs(
+    source: str, config: Mapping[str, Any], places: list[Place], notes: list[str]
+) -> dict[Place, list[Choice]]:
+    """What runs where, in the order of ``methods``."""
+    runs: dict[Place, list[Choice]] = {place: [] for place in places}
+    for entry in config["methods"]:
+        everywhere = isinstance(entry, str)
+        choices = [
+            _choice(f"{source}: methods", name)
+            for name in ([entry] if everywhere else entry["methods"])
+        ]
+        for name in config["datasets"] if everywhere else entry["datasets"]:
+            place = _place(f"{source}: methods: datasets", name)
+            if place in runs:
+                runs[place] += choices
+            else:
+                what = ", ".join(entry["methods"])
+                notes.append(f"methods: {what} left out on {name}, which is not in the plan")
+    return {place: choices for place, choices in runs.items() if choices}
+
+
+def _at_hand(
+    source: str, config: Mapping[str, Any], places: list[Place], notes: list[str]
+) -> list[Place]:
+    """Those of ``places`` whose data the user has. Raises PedbenchError for the others, all at
+    once, unless the config says to skip them and there is something else to run."""
+    skip, needed = config["absent_data"] == "skip", {d: _needed(config, d) for d, _ in places}
+    absent = {
+        name: f" ({folder} is no folder)" if folder else ""
+        for folders in needed.values()
+        for name, folder in folders.items()
+        if folder is None or (skip and not Path(folder).is_dir())
+    }
+    if absent and not skip:
+        raise PedbenchError("\n".join(_not_obtained(source, name) for name in absent))
+    here = [place for place in places if not absent.keys() & needed[place[0]]]
+    if absent:
+        first = next(iter(absent))
+        said = (
+            f"no data, so left out: {', '.join(name + why for name, why in absent.items())}; name "
+            f"their folders, roots: {{{first}: /path/to/it}}, or set PEDBENCH_ROOT_{first.upper()}"
+        )
+        if not here:
+            raise PedbenchError(f"{source}: nothing is left to run: {said}")
+        notes.append(said)
+    return here
+
+
+def _needed(config: Mapping[str, Any], name: str) -> dict[str, str | None]:
+    """The obtained datasets that ``name`` is read from, and their folders as far as we are told."""
+    dataset, root = registry.load_dataset(name), _root(config, name)
+    if type(dataset).generate is registry.BaseDataset.generate:
+        return {name: root}
+    return {} if root else {parent: _root(config, parent) for parent in dataset.PARENTS}
+
+
+def _not_obtained(source: str, name: str) -> str:
+    spec = registry.load_dataset(name).SPEC
+    return (
+        f"{source}: roots: {name} ({spec.title}) must be obtained first ({spec.licence}); then "
+        f"name its folder, roots: {{{name}: /path/to/it}}, or set PEDBENCH_ROOT_{name.upper()}"
+    )
+
+
+def _sweeps(
+    source: str,
+    config: Mapping[str, Any],
+    builder: _Builder,
+    asked: list[Place],
+    runs: Mapping[Place, list[Choice]],
+    notes: list[str],
+) -> Iterator[Sweep]:
+    """Each that has a line; ``asked``: the places of the plan, also without data."""
+    for name, entry in config["sweeps"].items():
+        where = f"{source}: sweeps.{name}"
+        place, swept = _place(where, entry["dataset"]), _swept(where, entry)
+        if place not in runs:
+            if place not in asked:
+                notes.append(f"sweep {name} left out: {entry['dataset']} is not in the plan")
+            continue
+        absent = [method for method, choice in swept.items() if choice not in runs[place]]
+        notes += [f"sweep {name}: {method} left out, it is not in the plan" for method in absent]
+        lines = [
+            builder.line(name, where, place, choice, entry)
+            for method, choice in swept.items()
+            if method not in absent
+        ]
+        if lines:
+            yield Sweep(name, *place, entry["parameter"], tuple(lines))
 
 
 def _swept(where: str, entry: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
@@ -516,22 +598,23 @@ def _check_checkpoints(plan: Plan, source: str) -> None:
 
 
 def _comparison(
-    source: str, config: Mapping[str, Any], choices: list[tuple[str, str]], notes: list[str]
+    source: str, config: Mapping[str, Any], runs: Mapping[Place, list[Choice]], notes: list[str]
 ) -> Comparison:
     entries = dict(config["comparison"])
     wanted = entries.pop("baseline", "linear_probe")
     choice = _choice(f"{source}: comparison.baseline", wanted)
-    if choice not in choices:
+    known = any(choice in choices for choices in runs.values())
+    if not known:
         notes.append(f"no significance tests: their baseline {wanted} is not in the plan")
     entries["metrics"] = tuple(entries.get("metrics", Comparison.metrics))
-    return Comparison(baseline="/".join(choice) if choice in choices else None, **entries)
+    return Comparison(baseline="/".join(choice) if known else None, **entries)
 
 
 def _audited(
     source: str,
     config: Mapping[str, Any],
-    places: list[tuple[str, str]],
-    choices: list[tuple[str, str]],
+    asked: list[Place],
+    runs: Mapping[Place, list[Choice]],
     notes: list[str],
 ) -> set[str]:
     """Keys of the experiments that `released_selection` names."""
@@ -543,25 +626,18 @@ def _audited(
     untrained = [method for method, (name, _) in wanted.items() if not registry.trains(name)]
     if untrained:
         raise PedbenchError(f"{where}: {untrained[0]} is not trained: it has no epochs; delete it")
-    absent = [entry["dataset"]] if place not in places else []
-    absent += [method for method, choice in wanted.items() if choice not in choices]
+    if place not in runs and place in asked:  # its data are absent, which is said once
+        return set()
+    known = runs.get(place, list(wanted.values()))
+    absent = [entry["dataset"]] if place not in runs else []
+    absent += [method for method, choice in wanted.items() if choice not in known]
     notes += [f"released_selection: {name} left out, it is not in the plan" for name in absent]
-    found = [c for c in wanted.values() if c in choices and place in places]
-    return {"/".join((*place, *choice)) for choice in found}
+    return {"/".join((*place, *c)) for c in wanted.values() if c in runs.get(place, ())}
 
 
 def _source(source: str, config: Mapping[str, Any], name: str) -> Source:
     dataset, root, results = registry.load_dataset(name), _root(config, name), config["results"]
     generated = type(dataset).generate is not registry.BaseDataset.generate
-    parents = {} if root else {parent: _root(config, parent) for parent in dataset.PARENTS}
-    wanted = parents if generated else {name: root}
-    for absent in (key for key, folder in wanted.items() if folder is None):
-        spec = registry.load_dataset(absent).SPEC
-        raise PedbenchError(
-            f"{source}: roots: {absent} ({spec.title}) must be obtained first ({spec.licence}); "
-            f"then name its folder, roots: {{{absent}: /path/to/it}}, or set "
-            f"PEDBENCH_ROOT_{absent.upper()}"
-        )
     options = config["dataset_options"].get(name, {})
     try:
         dataset.expected(own_options(options))
@@ -574,7 +650,7 @@ def _source(source: str, config: Mapping[str, Any], name: str) -> Source:
         options,
         f"{results}/manifests/{name}.parquet",
         generated,
-        {parent: folder for parent, folder in parents.items() if folder},
+        {key: folder for key, folder in _needed(config, name).items() if folder and key != name},
     )
 
 

@@ -259,6 +259,15 @@ def test_sweep_and_tests_without_their_method_are_left_out_with_a_note():
             {"sweeps": {"x": {**SWEEP, "parameter": "label_fraction", "values": [1.5]}}},
             "c.yaml: sweeps.x: label_fraction: 1.5 is no share; it must be above 0 and at most 1",
         ),
+        (
+            {"methods": [{"methods": ["lora"], "dataset": ["synthetic_a/standard"]}]},
+            "c.yaml: methods.0: unknown key 'dataset'; did you mean 'datasets'?",
+        ),
+        (
+            {"methods": ["zero_shot", {"methods": ["zero_shot"], "datasets": CONFIG["datasets"]}]},
+            "c.yaml: methods: 'zero_shot/default' has the same values as 'zero_shot/default'",
+        ),
+        ({"absent_data": "skipp"}, "c.yaml: absent_data: 'skipp' is not one of ['refuse', 'skip']"),
         ({"protocol": "papr"}, "c.yaml: protocol: unknown protocol 'papr'; did you mean 'paper'?"),
         (
             {"presets": ["tiny"]},
@@ -289,6 +298,67 @@ def test_real_data_needs_a_folder(monkeypatch):
     assert make_plan(config).sources["peta"].root == "/data/peta"
     named = {**config, "roots": {"peta": "/disk/peta"}}
     assert make_plan(named).sources["peta"].root == "/disk/peta"
+
+
+def test_every_dataset_without_a_folder_is_named_at_once(monkeypatch):
+    datasets = ["peta/trainval", "synthetic_a/standard", "rapv1/trainval"]
+    for name in ("PETA", "RAPV1"):
+        monkeypatch.delenv(f"PEDBENCH_ROOT_{name}", raising=False)
+    with pytest.raises(PedbenchError) as failure:
+        make_plan({**CONFIG, "datasets": datasets})
+    assert [line.split(" must")[0] for line in str(failure.value).splitlines()] == [
+        "config: roots: peta (PETA)",
+        "config: roots: rapv1 (RAPv1)",
+    ]
+
+
+def test_absent_data_are_left_out_and_named_once(tmp_path, monkeypatch):
+    """With what hangs on them; the rest runs as it would alone."""
+    for name in ("PETA", "RAPV1", "WIDER"):
+        monkeypatch.delenv(f"PEDBENCH_ROOT_{name}", raising=False)
+    datasets = ["peta/trainval", "rapv1/trainval", "wider/trainval", "synthetic_a/standard"]
+    sweep = {**SWEEP, "dataset": "peta/trainval"}
+    audit = {**AUDIT, "dataset": "rapv1/trainval"}
+    config = {**CONFIG, "datasets": datasets, "absent_data": "skip", "sweeps": {"length": sweep}}
+    config |= {"released_selection": audit, "roots": {"rapv1": "/nowhere", "wider": str(tmp_path)}}
+    plan = make_plan(config, "c.yaml")
+    assert plan.notes == (
+        "no data, so left out: peta, rapv1 (/nowhere is no folder); name their folders, roots: "
+        "{peta: /path/to/it}, or set PEDBENCH_ROOT_PETA",
+    )
+    assert list(plan.sources) == ["wider", "synthetic_a"] and plan.sweeps == ()
+    alone = make_plan({**CONFIG, "datasets": ["synthetic_a/standard"]})
+    assert [e.spec for e in plan.experiments][-len(alone.experiments) :] == [
+        e.spec for e in alone.experiments
+    ]
+    with fails("c.yaml: nothing is left to run: no data, so left out: peta, rapv1 (/nowhere is"):
+        make_plan({**config, "datasets": datasets[:2]}, "c.yaml")
+
+
+def test_some_methods_run_on_some_datasets_only():
+    """In the order of `methods`; sweeps and the audit know what runs where."""
+    some = {"datasets": ["synthetic_a/zero_shot"], "methods": ["promptpar/mm2", "lora"]}
+    config = {**CONFIG, "methods": ["linear_probe", some, "promptpar/mlp"]}
+    found = [e.key.removeprefix("synthetic_a/") for e in make_plan(config).experiments]
+    assert found == [
+        "standard/linear_probe/default",
+        "standard/promptpar/mlp",
+        "zero_shot/linear_probe/default",
+        "zero_shot/promptpar/mm2",
+        "zero_shot/lora/default",
+        "zero_shot/promptpar/mlp",
+    ]
+    audit = {"dataset": "synthetic_a/standard", "methods": ["promptpar/mlp", "lora"]}
+    sweeps = {"length": {**SWEEP, "method": "promptpar/mm2"}}
+    plan = make_plan({**config, "sweeps": sweeps, "released_selection": audit})
+    assert plan.notes == (
+        "sweep length: promptpar/mm2 left out, it is not in the plan",
+        "released_selection: lora left out, it is not in the plan",
+    )
+    narrow = make_plan({**config, "datasets": ["synthetic_a/standard"]})
+    assert narrow.notes == (
+        "methods: promptpar/mm2, lora left out on synthetic_a/zero_shot, which is not in the plan",
+    )
 
 
 def test_generated_data_lie_below_results():
