@@ -40,4 +40,5 @@ def attribute_sentences(
 def bare_name(name: str) -> str:
     """The words in an attribute's name: "upper body v neck" of upperBodyVNeck, "head bald head" of
     hs-BaldHead, "age 18 to 60" of Age18-60."""
-    return " ".join(_MEANING.get(part, part.lower()) for part in _PART.findall(name))
+    parts: list[str] = _PART.findall(name)
+    return " ".join(_MEANING.get(part, part.lower()) for part in parts)
