@@ -53,13 +53,16 @@ def in_table(path: Path) -> Compared:
 
 
 def bibliography(methods: Iterable[str], datasets: Iterable[str]) -> str:
-    """BibTeX of the suite, of CLIP, which all its backbones are, and of these plug-ins.
+    """BibTeX of the suite, of CLIP, which all its backbones are, and of these plug-ins and what
+    they are made of.
 
     An entry that several cite comes once, behind a comment that names them. Of a file that
     states no BibTeX, or something else, a comment says so.
     """
     sources = [("the suite", suite()), ("the backbone", CLIP)]
     remarks = []
+    made_of = [[name, *registry.load_dataset(name).PARENTS] for name in datasets]
+    datasets = _unique(name for names in made_of for name in names)
     kinds: tuple[tuple[Kind, Iterable[str]], ...] = (("method", methods), ("dataset", datasets))
     for kind, names in kinds:
         for name in names:
