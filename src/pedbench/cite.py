@@ -61,7 +61,7 @@ def bibliography(methods: Iterable[str], datasets: Iterable[str]) -> str:
     """
     sources = [("the suite", suite()), ("the backbone", CLIP)]
     remarks = []
-    made_of = [[name, *registry.load_dataset(name).PARENTS] for name in datasets]
+    made_of = [[name, *registry.parents(name)] for name in datasets]
     datasets = _unique(name for names in made_of for name in names)
     kinds: tuple[tuple[Kind, Iterable[str]], ...] = (("method", methods), ("dataset", datasets))
     for kind, names in kinds:

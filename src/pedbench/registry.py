@@ -109,6 +109,13 @@ def bibtex(kind: Kind, name: str) -> str | None:
     return None if value is None else _literal(path, "BIBTEX", value).strip()
 
 
+def parents(name: str) -> tuple[str, ...]:
+    """The datasets that dataset ``name`` is made of, ``Dataset.PARENTS``."""
+    value = _assigned(_class(source_path("dataset", name), "Dataset"), "PARENTS")
+    keys = value.keys if isinstance(value, ast.Dict) else []
+    return tuple(ast.literal_eval(key) for key in keys if key is not None)
+
+
 def read_params(name: str) -> dict[str, Field]:
     """The hyperparameters of method ``name``: the fields of its ``Params``, unexecuted."""
     return dict(read_dataclass(source_path("method", name), "Params"))
