@@ -38,13 +38,13 @@ MODEL = {
 
 class NoiseDataset(BaseDataset):
     """Noise pictures whose brightness of a band depends on the label, so there is something to
-    learn; 48 train, 16 val, 16 test."""
+    learn; 48 train, 16 val, 16 test, or train and val together as ``trainval``."""
 
-    SPEC = DatasetSpec("noise", "none", ATTRIBUTES, ("standard",), {})
+    SPEC = DatasetSpec("noise", "none", ATTRIBUTES, ("standard", "trainval"), {})
     COUNTS: ClassVar[dict[Subset, int]] = {"train": 48, "val": 16, "test": 16}
 
     def expected(self, options):
-        return {"standard": self.COUNTS}
+        return {"standard": self.COUNTS, "trainval": {"train": 64, "test": 16}}
 
     def generate(self, root: Path, options) -> None:
         rng = np.random.default_rng(0)
@@ -62,7 +62,9 @@ class NoiseDataset(BaseDataset):
         subsets: list[Subset] = [name for name, n in self.COUNTS.items() for _ in range(n)]
         for index, (row, subset) in enumerate(zip(labels, subsets, strict=True)):
             labels_of = tuple(int(v) for v in row)
-            yield Record(f"{index:03d}.png", labels_of, {"standard": subset}, index // 4, index % 3)
+            both: Subset = "test" if subset == "test" else "train"
+            where = {"standard": subset, "trainval": both}
+            yield Record(f"{index:03d}.png", labels_of, where, index // 4, index % 3)
 
 
 @pytest.fixture(scope="session")
@@ -91,13 +93,13 @@ def prepare(tmp_path, manifest, backbone, monkeypatch):
     monkeypatch.setattr("pedbench.train.load_backbone", lambda name, file: backbone)
     monkeypatch.setattr("pedbench.label.load_backbone", lambda name, file: backbone)
 
-    def inputs(method="linear_probe", **values):
+    def inputs(method="linear_probe", split="standard", folder="v", **values):
         swept = {"epochs": 2, **values}
         spec = resolve(method, "default", read_protocol("embedded", ("tiny_clip",)), swept, "test")
-        names = {"dataset": "noise", "split": "standard", "method": method, "variant": "default"}
-        write_json(tmp_path / "v/config.json", {**names, "backbone": "random", **spec})
+        names = {"dataset": "noise", "split": split, "method": method, "variant": "default"}
+        write_json(tmp_path / folder / "config.json", {**names, "backbone": "random", **spec})
         write_json(tmp_path / "weights.json", {"sha256": backbone.weights_sha256, "file": None})
         write_manifest(manifest, tmp_path / "noise.parquet")
-        return tmp_path / "v/config.json", tmp_path / "noise.parquet", tmp_path / "weights.json"
+        return tmp_path / folder / "config.json", tmp_path / "noise.parquet", tmp_path / "weights.json"
 
     return inputs

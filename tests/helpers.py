@@ -17,7 +17,7 @@ from pedbench.collect import collect
 from pedbench.contracts import Attribute
 from pedbench.files import digest, write_json
 from pedbench.manifest import Manifest, write_manifest
-from pedbench.runs import RunFolder
+from pedbench.runs import PREDICTED, RunFolder
 from pedbench.score import score_runs
 from pedbench.stats import write_stats
 
@@ -108,6 +108,8 @@ def fake_manifest(path: Path, dataset: str, images: int) -> Manifest:
     subsets = np.repeat(["train", "val", "test"], images)
     rows["split:standard"] = subsets
     rows["split:zero_shot"] = subsets[::-1]
+    rows.loc[count - 1, ["identity", "split:zero_shot"]] = 0, ""  # standard shares this person
+    rows["split:trainval"] = np.where(subsets == "test", "test", "train")
     manifest = Manifest(dataset, Path("data") / dataset, ATTRIBUTES, digest(dataset), rows)
     write_manifest(manifest, path)
     return manifest
@@ -116,13 +118,13 @@ def fake_manifest(path: Path, dataset: str, images: int) -> Manifest:
 def fake_run(
     root: Path, manifest: Manifest, key: tuple[str, str, str, str, int], skill: float
 ) -> Path:
-    """A finished run folder with predictions for val and test."""
+    """A finished run folder with predictions for test and, where the split has it, val."""
     folder = root.joinpath("runs", *key[:4], f"seed{key[4]}")
     config = fake_config(key, manifest.digest)
     write_json(folder / "config.json", config)
     write_json(folder.parent / "config.json", config)
     rng = np.random.default_rng([crc32(":".join(key[:4]).encode()), key[4]])
-    for subset in ("val", "test"):
+    for subset in [s for s in PREDICTED if manifest.has(key[1], s)]:
         images = manifest.subset(key[1], subset)
         hard = np.random.default_rng(7).normal(size=images.labels.shape)
         signs = np.where(images.labels == 1, 1.0, -1.0)

@@ -96,6 +96,18 @@ class Manifest:
         """``(N, A)`` int8 in {0, 1, -1}."""
         return self.rows[[f"label:{a.name}" for a in self.attributes]].to_numpy(np.int8)
 
+    def settled(self, subset: str, unknown_labels: str) -> Manifest:
+        """With its unknown labels as the protocol's ``unknown_labels`` has them in ``subset``: as
+        they are, or as negatives."""
+        negative = unknown_labels == "negative"
+        negative |= unknown_labels == "negative_in_training" and subset == "train"
+        if not negative:
+            return self
+        columns = [f"label:{a.name}" for a in self.attributes]
+        rows = self.rows.copy()
+        rows[columns] = rows[columns].replace(UNKNOWN, 0)
+        return replace(self, rows=rows)
+
     def positive_ratio(self) -> tuple[float, ...]:
         """Share of positives among the known labels, per attribute."""
         labels = self.labels
@@ -110,6 +122,7 @@ def write_manifest(manifest: Manifest, out: Path) -> None:
         "attributes": [asdict(a) for a in manifest.attributes],
         "digest": manifest.digest,
         "remarks": manifest.remarks,
+        "unseen": manifest.unseen,
     }
     table = pa.Table.from_pandas(manifest.rows, preserve_index=False)
     table = table.replace_schema_metadata({KEY: json.dumps(meta).encode()})
@@ -130,7 +143,8 @@ def read_manifest(path: Path) -> Manifest:
     attributes = tuple(Attribute(**a) for a in meta["attributes"])
     rows = table.replace_schema_metadata(None).to_pandas()
     place, remarks = (meta["dataset"], Path(meta["root"])), tuple(meta.get("remarks", ()))
-    return Manifest(*place, attributes, meta["digest"], rows, remarks)
+    unseen = None if meta.get("unseen") is None else tuple(meta["unseen"])
+    return Manifest(*place, attributes, meta["digest"], rows, remarks, unseen)
 
 
 def manifest_digest(attributes: tuple[Attribute, ...], rows: pd.DataFrame) -> str:

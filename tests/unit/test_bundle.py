@@ -148,7 +148,8 @@ def test_a_reader_computes_p_from_the_unpacked_bundle_alone(bundle, tmp_path):
         exec(start, names)
         place = f"a/{test['split']}"
         names |= {"results": tmp_path, "dataset": "a", "a": "promptpar/deep", "resamples": 200}
-        names |= {"split": test["split"], "metric": test["metric"], "pairs": [(0, 0), (1, 1)]}
+        names |= {key: test[key] for key in ("split", "metric", "unit")}
+        names |= {"pairs": [(0, 0), (1, 1)]}
         names |= {"stream": [0, zlib.crc32(place.encode())]}
         exec(bootstrap, names)
         assert names["difference"] == pytest.approx(test["difference"], rel=1e-6)

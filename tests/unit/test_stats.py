@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
-from helpers import fake_results
+from helpers import fake_manifest, fake_results
 from scipy.stats import norm
 from scipy.stats import t as student
 from statsmodels.stats.multitest import multipletests
@@ -144,11 +144,20 @@ def test_weights_draw_whole_identities():
 
 def test_persons_are_drawn_only_where_some_are_known():
     known, unknown = np.array([-1, 3, 3]), np.full(3, -1)
-    assert bootstrap.unit_of("zero_shot", known) == "identity"
-    assert (
-        bootstrap.unit_of("zero_shot", unknown) == bootstrap.unit_of("standard", known) == "image"
-    )
     assert (bootstrap.units_of(unknown, "identity") == bootstrap.units_of(unknown, "image")).all()
+
+
+def test_the_manifest_says_whether_new_persons_are_asked_about(tmp_path):
+    """Whatever the split is called."""
+    manifest = fake_manifest(tmp_path / "m.parquet", "a", 10)
+    rows, test = manifest.rows, manifest.rows["split:trainval"] == "test"
+    assert bootstrap.unit_of(manifest, "zero_shot") == "identity"
+    assert bootstrap.unit_of(manifest, "trainval") == "image"  # the last person is the first
+    rows.loc[len(rows) - 1, "identity"] = -1
+    assert bootstrap.unit_of(manifest, "trainval") == "identity"
+    rows.loc[test, "identity"] = -1
+    rows.loc[0, "identity"] = -1
+    assert bootstrap.unit_of(manifest, "trainval") == "image"  # nobody is known
 
 
 def test_chunks_hold_the_asked_number_of_resamples(monkeypatch):

@@ -50,7 +50,7 @@ def settings(code: list[str], root: Path, row: dict[str, Any]) -> dict[str, Any]
     names: dict[str, Any] = {}
     exec(code[1], names)
     place = f"{row['dataset']}/{row['split']}"
-    wanted = {k: row[k] for k in ("dataset", "split", "metric")} | {"results": root}
+    wanted = {k: row[k] for k in ("dataset", "split", "metric", "unit")} | {"results": root}
     wanted |= {"a": f"{row['method']}/{row['variant']}", "resamples": RESAMPLES}
     wanted |= {"stream": [0, zlib.crc32(place.encode())]}
     single = len(list((root / "runs" / place / wanted["a"]).glob("seed*"))) == 1
@@ -92,7 +92,7 @@ def test_every_p_value_against_the_baseline(code, root):
 
 @pytest.mark.parametrize("metric", ["mA", "F1"])
 def test_p_values_over_blocks(code, root, metric):
-    row = {"dataset": "a", "split": "standard", "metric": metric}
+    row = {"dataset": "a", "split": "standard", "metric": metric, "unit": "image"}
     names = settings(code, root, row | {"method": "full", "variant": "default"})
     with warnings.catch_warnings():
         warnings.simplefilter("error")

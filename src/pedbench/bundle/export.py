@@ -167,7 +167,8 @@ def reduced(manifest: Manifest, splits: Sequence[str]) -> Manifest:
     predicted = manifest.rows[columns].isin(PREDICTED).any(axis=1)
     rows = manifest.rows.loc[predicted, ["image", "sha256", "identity", *labels, *columns]]
     rows = rows.reset_index(drop=True)
-    return Manifest(manifest.dataset, Path(), manifest.attributes, manifest.digest, rows)
+    told = manifest.dataset, Path(), manifest.attributes, manifest.digest, rows
+    return Manifest(*told, unseen=tuple(s for s in splits if manifest.new_persons(s)))
 
 
 def write_zip(path: Path, files: Mapping[str, Path | bytes]) -> None:

@@ -18,6 +18,7 @@ from statsmodels.stats.meta_analysis import effectsize_smd
 from statsmodels.stats.multitest import multipletests
 
 from pedbench.contracts import PedbenchError
+from pedbench.manifest import Manifest
 
 Floats = NDArray[np.float64]
 Unit = Literal["image", "identity"]
@@ -59,10 +60,9 @@ class Estimate:
     seeds: int
 
 
-def unit_of(split: str, identity: np.ndarray) -> Unit:
-    """What is resampled: the zero-shot split asks about new persons, the others about images, and
-    so does every split of a dataset that knows no person (identity -1)."""
-    return "identity" if split == "zero_shot" and (identity >= 0).any() else "image"
+def unit_of(manifest: Manifest, split: str) -> Unit:
+    """What is resampled: persons where ``split`` asks about new ones, else images."""
+    return "identity" if manifest.new_persons(split) else "image"
 
 
 def stream(seed: int, dataset: str, split: str) -> list[int]:

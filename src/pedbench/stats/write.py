@@ -124,7 +124,7 @@ def compare_place(
     dataset, split, protocol = runs[0].dataset, runs[0].split, runs[0].protocol
     named = {m: headline(protocol) if m == "F1" else m for m in (*metrics, *par.OVERALL)}
     predictions = [read_predictions(run, manifest, "test") for run in runs]
-    entropy, unit = stream(seed, dataset, split), unit_of(split, predictions[0].identity)
+    entropy, unit = stream(seed, dataset, split), unit_of(manifest, split)
     every = by_run(runs, predictions, resamples, unit, np.random.default_rng(entropy), curves=True)
     samples = samples_of(runs, every, named)
     declared = {metric: samples[metric] for metric in metrics}

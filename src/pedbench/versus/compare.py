@@ -95,7 +95,7 @@ def versus(
         check_weights(a, b, place)
         manifest = (b if b.local else a).manifest(dataset)
         identity = manifest.subset(split, "test").rows["identity"].to_numpy()
-        unit = unit_of(split, identity)
+        unit = unit_of(manifest, split)
         rng = np.random.default_rng(stream(settings.seed, dataset, split))
         samples = resample_runs(runs, manifest, metrics, resamples, unit, rng)
         by_seed = values_of(samples, place)
