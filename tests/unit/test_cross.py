@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from itertools import combinations
+from pathlib import PurePosixPath
 
 import numpy as np
 import pytest
 
 from pedbench import registry
+from pedbench.cite import bibliography
 from pedbench.contracts import UNKNOWN, Attribute, BaseDataset, DatasetSpec, PedbenchError, Record
 from pedbench.formats import cross
 from pedbench.formats.cross import CrossDataset, cross_spec, names_in, read_shared, translate
 from pedbench.formats.fakes import noise
 from pedbench.intake import examine, header
+from pedbench.plan import make_plan
+from pedbench.results import located
 
 MAPPED = ("peta", "pa100k", "rapv2")
 
@@ -192,3 +197,32 @@ def test_problems_of_both_parents_are_told(both, tmp_path):
     assert [problem.split(":")[1].strip() for problem in found.problems] == ["one"] * 2 + [
         "two"
     ] * 2
+
+
+def test_what_it_is_made_of_is_cited():
+    cited = bibliography([], ["pa100k_rapv2"])
+    assert "% pa100k\n@" in cited
+    assert "% rapv2\n@" in cited
+
+
+def test_a_plan_takes_the_folders_of_the_parents(monkeypatch):
+    config = {
+        "protocol": "embedded",
+        "backbone": "tiny_clip",
+        "datasets": ["pa100k_rapv2/pa100k_to_rapv2"],
+        "methods": ["zero_shot"],
+        "seeds": [0],
+        "roots": {"pa100k": "/data/PA100K"},
+    }
+    monkeypatch.delenv("PEDBENCH_ROOT_RAPV2", raising=False)
+    with pytest.raises(PedbenchError, match=r"rapv2 .* must be obtained first"):
+        make_plan(config)
+    monkeypatch.setenv("PEDBENCH_ROOT_RAPV2", "/data/RAP2")
+    plan = make_plan(config)
+    source = plan.sources["pa100k_rapv2"]
+    assert source.given == {"roots": {"pa100k": "/data/PA100K", "rapv2": "/data/RAP2"}}
+    assert {cross.SHARED, "datasets/pa100k.py", "datasets/rapv2.py"} < set(source.inputs)
+    shared = json.dumps(located(plan.as_json(), PurePosixPath("elsewhere")))
+    assert "/data" not in shared
+    config["roots"] = {"pa100k_rapv2": "/data/both"}
+    assert make_plan(config).sources["pa100k_rapv2"].given == {}
