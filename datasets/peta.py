@@ -237,7 +237,7 @@ def fake_annotation(path: Path, rng: np.random.Generator, count: int, persons: i
     subsets = ("train", "val", "test")
     partitions = [
         {s: (rows + 1).astype(np.uint16)[:, None] for s, rows in zip(subsets, parts, strict=True)}
-        for parts in (divide(count, rng, 0.5, 0.6) for _ in PARTITIONS)
+        for parts in (divide(count, rng, 0.5, 0.1) for _ in PARTITIONS)
     ]
     selected = np.arange(AHEAD + 1, AHEAD + 1 + len(ATTRIBUTES), dtype=np.uint8)
     peta = {

@@ -61,7 +61,7 @@ def published(
         )
     row_of = {name: row for row, name in enumerate(names)}
     listed = _array(path, "image_name", found["image_name"], "U").tolist()
-    rows = np.array([row_of.get(name, -1) for name in listed], np.int64)
+    rows = np.array([row_of.get(name.rpartition("/")[2], -1) for name in listed], np.int64)
     parts: dict[Subset, np.ndarray] = {}
     for subset in SUBSETS:
         indices = _indices(path, found["partition"], subset, len(listed))
