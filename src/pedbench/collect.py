@@ -120,7 +120,10 @@ def select(table: pd.DataFrame, **values: Any) -> pd.DataFrame:
 
 def _protocol(run: Run) -> str:
     p = run.protocol
-    return f"{run.protocol_label}, threshold {p['threshold']}, F1 {p['f1']}"
+    unknown = "negative" if run.unknown_labels == "negative" else "left out"
+    return (
+        f"{run.protocol_label}, threshold {p['threshold']}, F1 {p['f1']}, unknown labels {unknown}"
+    )
 
 
 def _different(

@@ -71,6 +71,9 @@ class Protocol:
     eval_batch_size: int  # images per forward pass in prediction
     checkpoint_steps: int  # optimiser steps between resumable checkpoints
     label_fraction: float = 1.0  # share of the training images whose labels are used
+    unknown_labels: Literal["ignored", "negative_in_training", "negative"] = (
+        "ignored"  # left out everywhere, or 0 in training, or 0 in training and scores
+    )
 
 
 @dataclass(frozen=True)

@@ -53,6 +53,11 @@ class Run:
         return self.config["protocol"]
 
     @property
+    def unknown_labels(self) -> str:
+        """The protocol's setting; runs from before there was one ignored them."""
+        return self.protocol.get("unknown_labels", "ignored")
+
+    @property
     def protocol_label(self) -> str:
         return f"{self.protocol['name']} v{self.protocol['version']}"
 
@@ -124,7 +129,8 @@ def read_runs(folders: Iterable[Path]) -> list[Run]:
 
 
 def read_predictions(run: Run, manifest: Manifest, subset: str) -> Predictions:
-    """The run's predictions beside the manifest's labels; logits become probabilities.
+    """The run's predictions beside the manifest's labels, the unknown ones as its protocol has
+    them; logits become probabilities.
 
     Raises PedbenchError when the file is missing or damaged, or when its images and attributes
     are not those of the manifest.
@@ -136,7 +142,7 @@ def read_predictions(run: Run, manifest: Manifest, subset: str) -> Predictions:
         raise PedbenchError(f"{path}: no such file; run again, the run will be finished") from None
     except (pa.ArrowInvalid, OSError) as error:
         raise PedbenchError(f"{path}: not readable ({error}); delete it and run again") from error
-    images = manifest.subset(run.split, subset)
+    images = manifest.subset(run.split, subset).settled(subset, run.unknown_labels)
     attributes = tuple(attribute.name for attribute in images.attributes)
     same = table.column_names == ["image", *attributes]
     if not same or table["image"].to_pylist() != list(images.rows["image"]):

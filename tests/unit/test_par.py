@@ -32,12 +32,14 @@ def judged(draw, codes=(-1, 0, 1), most=12):
 
 def reference(p, y, threshold):
     """The ``sound`` convention, cell by cell."""
-    recalls, images = [], []
+    recalls, right, images = [], [], []
     for a in range(p.shape[1]):
         hits = {1: [], 0: []}
         for i in range(p.shape[0]):
             if y[i, a] in hits:
                 hits[y[i, a]].append((p[i, a] > threshold) == y[i, a])
+        if hits[0] + hits[1]:
+            right.append(np.mean(hits[0] + hits[1]))
         if hits[0] and hits[1]:
             recalls.append((np.mean(hits[1]) + np.mean(hits[0])) / 2)
     for i in range(p.shape[0]):
@@ -58,6 +60,7 @@ def reference(p, y, threshold):
     harmonic = 2 * mean[1] * mean[2] / (mean[1] + mean[2]) if mean[1] + mean[2] > 0 else 0.0
     return {
         "mA": np.mean(recalls) if recalls else np.nan,
+        "accuracy_label": np.mean(right) if right else np.nan,
         **dict(zip(par.INSTANCE, mean, strict=True)),
         "F1_harmonic": harmonic if images else np.nan,
     }

@@ -42,17 +42,47 @@ def test_scores_are_the_metrics_of_the_predictions(results):
     assert found["images"] == 40
 
 
+def set_protocol(folder, key, value):
+    config = read_json(folder / "config.json")
+    config["protocol"][key] = {"value": value, "from": "test"}
+    write_json(folder / "config.json", config)
+
+
 def test_the_threshold_is_the_protocols(results):
     folder = results.folders[1]
-    config = read_json(folder / "config.json")
-    config["protocol"]["threshold"]["value"] = 0.9
-    write_json(folder / "config.json", config)
+    set_protocol(folder, "threshold", 0.9)
     scored(results)
     run = read_run(folder)
     p = read_predictions(run, read_manifest(results.manifests["a"]), "test")
     overall = read_json(folder / "scores.test.json")["overall"]
     assert overall["mA"] == par.score(p.probabilities, p.labels, 0.9)["mA"]
     assert overall["mA"] != par.score(p.probabilities, p.labels, 0.5)["mA"]
+
+
+@pytest.mark.parametrize("setting", ["ignored", "negative_in_training", "negative"])
+def test_unknown_labels_are_scored_as_the_protocol_says(results, setting):
+    folder, manifest = results.folders[1], read_manifest(results.manifests["a"])
+    set_protocol(folder, "unknown_labels", setting)
+    scored(results)
+    p = read_predictions(read_run(folder), manifest, "test")
+    truth = manifest.subset("standard", "test").labels
+    assert (truth == -1).any()
+    if setting == "negative":
+        truth = np.maximum(truth, 0)
+    np.testing.assert_array_equal(p.labels, truth)
+    overall = read_json(folder / "scores.test.json")["overall"]
+    assert overall["accuracy_label"] == par.score(p.probabilities, truth)["accuracy_label"]
+
+
+def test_runs_that_score_unknown_labels_differently_are_refused(results, tmp_path):
+    for folder in results.folders:
+        set_protocol(folder, "unknown_labels", "ignored")
+    set_protocol(results.folders[-1], "unknown_labels", "negative_in_training")
+    scored(results)
+    collect(results.folders, tmp_path / "long.parquet")  # scored alike
+    set_protocol(results.folders[-1], "unknown_labels", "negative")
+    with pytest.raises(PedbenchError, match=r"left out against .*unknown labels negative\)"):
+        collect(results.folders, tmp_path / "long.parquet")
 
 
 def test_only_changed_predictions_are_scored_again(results):

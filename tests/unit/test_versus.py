@@ -124,8 +124,9 @@ def changed(lab: Path, tmp_path: Path, edit: Change) -> Path:
     [
         ("version", "2", "different protocols .*v1, .* against embedded v2"),
         ("name", "paper", "different protocols .*embedded v1, .* against paper v1"),
-        ("threshold", 0.4, "threshold 0.5, F1 instance against .*threshold 0.4"),
-        ("f1", "harmonic", "F1 instance against .*F1 harmonic"),
+        ("threshold", 0.4, "threshold 0.5, F1 instance, .* against .*threshold 0.4"),
+        ("f1", "harmonic", "F1 instance, .* against .*F1 harmonic"),
+        ("unknown_labels", "negative", "unknown labels left out .*unknown labels negative"),
     ],
 )
 def test_protocols_are_not_mixed(lab, tmp_path, key, value, message):

@@ -4,7 +4,8 @@
 (present), 0 (absent); every other code means unknown. A probability strictly above the threshold
 is a positive prediction. Metrics follow Li et al., "A Richly Annotated Pedestrian Dataset" (2018):
 
-* label-based, per attribute and then averaged: mA = (positive recall + negative recall) / 2;
+* label-based, per attribute and then averaged: mA = (positive recall + negative recall) / 2, and
+  ``accuracy_label``, the share of right predictions, which LFWA is scored by;
 * instance-based, per image and then averaged: accuracy (intersection over union of the
   positives), precision, recall.
 
@@ -38,9 +39,12 @@ Convention = Literal["sound", "released"]
 Floats = NDArray[np.float64]
 
 INSTANCE = ("accuracy", "precision", "recall", "F1_instance")
-RESAMPLED = ("mA", *INSTANCE, "F1_harmonic")  # functions of sums over images
+RESAMPLED = ("mA", "accuracy_label", *INSTANCE, "F1_harmonic")  # functions of sums over images
 OVERALL = (*RESAMPLED, "F1_label", "AP", "AUC")
-PER_ATTRIBUTE = ("mA", "positive_recall", "negative_recall", "precision", "F1", "AP", "AUC")
+PER_ATTRIBUTE = (
+    *("mA", "accuracy_label", "positive_recall", "negative_recall", "precision", "F1"),
+    *("AP", "AUC"),
+)
 
 
 @dataclass(frozen=True)
@@ -100,13 +104,16 @@ def label_counts(c: Cells, weights: Floats) -> Counts:
 
 
 def label_metrics(n: Counts, convention: Convention = "sound") -> dict[str, Floats]:
-    """mA, positive and negative recall, precision and F1, each of shape ``(R, A)``."""
+    """mA, accuracy, positive and negative recall, precision and F1, each of shape ``(R, A)``."""
     empty = 0.0 if convention == "released" else np.nan
     hit, missed, false = n.true_positive, n.false_negative, n.false_positive
     positive_recall = _ratio(hit, hit + missed, empty)
     negative_recall = _ratio(n.true_negative, n.true_negative + false, empty)
     return {
         "mA": (positive_recall + negative_recall) / 2,
+        "accuracy_label": _ratio(
+            hit + n.true_negative, hit + n.true_negative + false + missed, empty
+        ),
         "positive_recall": positive_recall,
         "negative_recall": negative_recall,
         "precision": _ratio(hit, hit + false, empty),
@@ -160,7 +167,7 @@ def of_sums(
     width = (sums.shape[1] - len(INSTANCE) - 1) // 4
     *counts, instance = np.split(sums, [width, 2 * width, 3 * width, 4 * width], axis=1)
     by_attribute = label_metrics(Counts(*counts), convention)
-    overall = {"mA": mean_defined(by_attribute["mA"])}
+    overall = {name: mean_defined(by_attribute[name]) for name in ("mA", "accuracy_label")}
     for column, metric in enumerate(INSTANCE):
         overall[metric] = _ratio(instance[:, column], instance[:, -1], np.nan)
     precision, recall = overall["precision"], overall["recall"]
