@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pedbench import __version__
-from pedbench.contracts import PedbenchError
+from pedbench.contracts import IMAGE_SIZES, PedbenchError
 
 EXAMPLES = """\
 examples:
@@ -32,6 +32,7 @@ FILES = {  # options of several steps, each a path
     "manifest": "written by 'pedbench manifest'",
     "weights": "written by 'pedbench weights'",
     "backbones": "folder of what 'pedbench weights' wrote",
+    "prepared": "written by 'pedbench prepare'; without it picture files are decoded",
     "long": "written by 'pedbench collect'",
     "stats": "folder written by 'pedbench stats'",
     "cost": "written by 'pedbench cost'",
@@ -83,7 +84,8 @@ def parser() -> argparse.ArgumentParser:
         steps[name] = about
         one = add(name, command, about)
         for file in takes.split():
-            one.add_argument(f"--{file}", required=True, type=Path, help=FILES[file])
+            name = file.strip("[]")
+            one.add_argument(f"--{name}", required=name == file, type=Path, help=FILES[name])
         return one
 
     def folder(one: argparse.ArgumentParser, name: str, about: str) -> None:
@@ -180,6 +182,18 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--options", type=json.loads, default={}, help="for generated data, JSON")
 
     one = step(
+        "prepare",
+        prepare,
+        "decode and resize a dataset's pictures into one file; goes on where it was stopped",
+        takes="manifest out",
+    )
+    one.add_argument(
+        "--size", required=True, type=int, nargs=2, metavar=("H", "W"), help="height and width"
+    )
+    one.add_argument("--resize", required=True, help="as in a protocol, e.g. pad_square")
+    one.add_argument("--threads", type=int, default=1)
+
+    one = step(
         "weights",
         weights,
         "find (or download) a backbone's weights and take their sha256",
@@ -197,7 +211,7 @@ def parser() -> argparse.ArgumentParser:
         "train",
         train,
         "fit and predict the seeds of one variant; finished ones are kept",
-        takes="settings manifest weights",
+        takes="settings manifest weights [prepared]",
     )
     one.add_argument("--seeds", required=True, type=int, nargs="+")
     one.add_argument("--threads", type=int, default=1, help="CPU threads; part of the result")
@@ -208,7 +222,7 @@ def parser() -> argparse.ArgumentParser:
         "tune",
         tune,
         "run the trials of one method (users: make tune)",
-        takes="settings manifest weights out",
+        takes="settings manifest weights [prepared] out",
     )
     one.add_argument("--trials", required=True, type=int, help="the start is the first of them")
     one.add_argument("--seeds", required=True, type=int, nargs="+")
@@ -236,7 +250,7 @@ def parser() -> argparse.ArgumentParser:
         "cost",
         cost,
         "what every variant costs: parameters, operations, speed, memory",
-        takes="plan backbones out",
+        takes="plan backbones [prepared] out",
     )
     one.add_argument("--threads", type=int, default=1, help="as in training")
 
@@ -244,7 +258,7 @@ def parser() -> argparse.ArgumentParser:
         "selection",
         selection,
         "how much choosing epochs by test scores flatters a method",
-        takes="plan long backbones out",
+        takes="plan long backbones [prepared] out",
     )
     one.add_argument("--threads", type=int, default=1, help="as in training")
 
@@ -405,11 +419,24 @@ def manifest(dataset: str, root: Path, options: dict[str, Any], out: Path) -> No
     build_manifest(dataset, source, root, options, out)
 
 
+def prepare(manifest: Path, size: list[int], resize: str, threads: int, out: Path) -> None:
+    from pedbench.manifest import read_manifest
+    from pedbench.prepared import prepare as prepare_pictures
+
+    prepare_pictures(read_manifest(manifest), (size[0], size[1]), resize, threads, out)
+
+
 def weights(backbone: str, file: Path | None, out: Path) -> None:
     from pedbench.files import write_json
     from pedbench.nn.backbone import load_backbone
 
-    sha256 = load_backbone(backbone, file).weights_sha256
+    loaded = load_backbone(backbone, file)
+    if loaded.image_size != IMAGE_SIZES[backbone]:
+        raise PedbenchError(
+            f"{file}: reads pictures of {loaded.image_size}, but {backbone} is listed with "
+            f"{IMAGE_SIZES[backbone]}: name a checkpoint of that size"
+        )
+    sha256 = loaded.weights_sha256
     chosen = None if file is None else str(file)
     write_json(out, {"backbone": backbone, "file": chosen, "sha256": sha256})
 
@@ -427,6 +454,7 @@ def train(
     seeds: list[int],
     threads: int,
     keep_epochs: bool,
+    prepared: Path | None,
     out: Path | None,
 ) -> None:
     from pedbench.devices import own_gpu
@@ -434,7 +462,9 @@ def train(
     from pedbench.train import train as fit_and_predict
 
     with own_gpu():
-        digests = fit_and_predict(settings, manifest, weights, seeds, threads, keep_epochs)
+        digests = fit_and_predict(
+            settings, manifest, weights, seeds, threads, keep_epochs, prepared
+        )
     if out is not None:
         write_json(out, digests)
 
@@ -446,13 +476,14 @@ def tune(
     trials: int,
     seeds: list[int],
     threads: int,
+    prepared: Path | None,
     out: Path,
 ) -> None:
     from pedbench.devices import own_gpu
     from pedbench.tune import tune as run_trials
 
     with own_gpu():
-        run_trials(settings, manifest, weights, trials, seeds, threads, out)
+        run_trials(settings, manifest, weights, trials, seeds, threads, out, prepared)
 
 
 def preset(records: list[Path], plan: Path, trials: int, out: Path) -> None:
@@ -501,20 +532,22 @@ def stats(plan: Path, out: Path) -> None:
     write_stats(folders, _manifests(document), out, **document["comparison"])
 
 
-def cost(plan: Path, backbones: Path, threads: int, out: Path) -> None:
+def cost(plan: Path, backbones: Path, prepared: Path | None, threads: int, out: Path) -> None:
     from pedbench.cost import write_costs
     from pedbench.devices import own_gpu
 
     with own_gpu():
-        write_costs(_read_plan(plan), backbones, threads, out)
+        write_costs(_read_plan(plan), backbones, threads, out, prepared)
 
 
-def selection(plan: Path, long: Path, backbones: Path, threads: int, out: Path) -> None:
+def selection(
+    plan: Path, long: Path, backbones: Path, prepared: Path | None, threads: int, out: Path
+) -> None:
     from pedbench.devices import own_gpu
     from pedbench.selection import write_selection
 
     with own_gpu():
-        write_selection(_read_plan(plan), long, backbones, threads, out)
+        write_selection(_read_plan(plan), long, backbones, threads, out, prepared)
 
 
 def figures(plan: Path, long: Path, stats: Path, cost: Path, selection: Path, out: Path) -> None:

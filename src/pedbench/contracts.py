@@ -31,6 +31,8 @@ OPENAI = {
     "RN50": "RN50-quickgelu",
 }
 BACKBONES = (TINY, *OPENAI)
+# height and width in pixels, known without torch; `pedbench weights` holds the models to them
+IMAGE_SIZES = {TINY: (64, 32), "ViT-B-16": (224, 224), "ViT-L-14": (224, 224), "RN50": (224, 224)}
 
 
 class PedbenchError(Exception):

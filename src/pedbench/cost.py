@@ -26,6 +26,7 @@ from statistics import mean, median
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import nn
@@ -57,11 +58,18 @@ STEPS, WARM_UP = 12, 5  # of the timed training; how many of them are not timed
 SECONDS, LEAST = 0.3, 5  # of timed predictions
 
 
-def write_costs(plan: Mapping[str, Any], backbones: Path, threads: int, out: Path) -> None:
+def write_costs(
+    plan: Mapping[str, Any],
+    backbones: Path,
+    threads: int,
+    out: Path,
+    prepared: Path | None = None,
+) -> None:
     """Write one row per variant of the tables, in their order, measured where it runs first.
 
-    ``backbones`` is the folder of what `pedbench weights` wrote. A variant that fails keeps what
-    its runs tell. Raises PedbenchError when all fail.
+    ``backbones`` is the folder of what `pedbench weights` wrote, ``prepared`` that of prepared
+    pictures; without it picture files are decoded. A variant that fails keeps what its runs tell.
+    Raises PedbenchError when all fail.
     """
     importlib.import_module("open_clip")  # slow: not again in every process
     rows, failures = [], []
@@ -73,7 +81,7 @@ def write_costs(plan: Mapping[str, Any], backbones: Path, threads: int, out: Pat
         row |= kept_by_runs([folder / f"seed{seed}" for seed in experiment["seeds"]])
         try:
             weights = backbones / f"{read_json(settings)['backbone']}.json"
-            row |= in_own_process(measure, settings, manifest, weights, threads)
+            row |= in_own_process(measure, settings, manifest, weights, threads, prepared)
         except Exception as error:  # of any method; the others go on
             failures.append(f"{'/'.join(row[key] for key in KEY)}: {_reason(error)}")
             tqdm.write(f"not measured: {failures[-1]}")
@@ -125,10 +133,12 @@ def _rounded(value: float) -> float:
     return float(f"{value:.4g}")
 
 
-def measure(settings: Path, manifest: Path, weights: Path, threads: int) -> dict[str, Any]:
+def measure(
+    settings: Path, manifest: Path, weights: Path, threads: int, prepared: Path | None = None
+) -> dict[str, Any]:
     """The cost of the variant with the resolved config ``settings``."""
     torch.set_num_threads(threads)
-    bench = Bench(settings, manifest, weights, threads)
+    bench = Bench(settings, manifest, weights, threads, prepared)
     row = {"device": device_name(bench.device), "threads": threads}
     row |= size_and_speed(bench)
     return row | peak_memory(bench)  # last: pages of code that has run once do not count
@@ -147,14 +157,22 @@ def size_and_speed(bench: Bench) -> dict[str, Any]:
 class Bench:
     """One variant with a few batches of its training images; the task is that of all of them."""
 
-    def __init__(self, settings: Path, manifest: Path, weights: Path, threads: int) -> None:
+    def __init__(
+        self,
+        settings: Path,
+        manifest: Path,
+        weights: Path,
+        threads: int,
+        prepared: Path | None = None,
+    ) -> None:
         config, whole = RunConfig.read(settings), read_manifest(manifest)
         # where a linear head starts from decides no cost, and when to validate neither
         short = {"head_init": "random", "selection": "last_epoch"}
         config = replace(config, protocol=replace(config.protocol, **short))
         train = whole.subset(config.split, "train")
-        few = replace(train, rows=train.rows[: BATCHES * config.protocol.batch_size])
-        self.job = Job(config, read_json(settings), few, weights, threads, subsets=())
+        few = train.take(np.arange(min(len(train.rows), BATCHES * config.protocol.batch_size)))
+        store = config.store(prepared)
+        self.job = Job(config, read_json(settings), few, weights, threads, (), store)
         self.task, self.protocol = make_task(config, train), config.protocol
         self.device = self.job.accelerator.device
 

@@ -18,12 +18,12 @@ from pedbench.config import resolve as resolve_values
 from pedbench.contracts import BACKBONES, TINY, PedbenchError, own_options
 from pedbench.files import digest, write_json
 from pedbench.phrases import words
-from pedbench.runs import RunFolder, refusal
+from pedbench.runs import RunFolder, refusal, store_of
 
 # of results
 FOLDERS = (
-    *("data", "figures", "logs", "manifests", "pictures", "pretrain", "runs", "stats", "tables"),
-    "weights",
+    *("data", "figures", "logs", "manifests", "pictures", "prepared", "pretrain", "runs"),
+    *("stats", "tables", "weights"),
 )
 PER_SUBSET = (("predictions", "parquet"), ("scores", "json"))  # of a run's folder
 ANALYSIS = (
@@ -203,6 +203,13 @@ class Plan:
     def weights(self) -> dict[str, str]:
         """Backbone -> the record of its weights and their checksum."""
         return {name: f"{self.results}/weights/{name}.json" for name in self.backbones}
+
+    def store(self, experiment: Experiment) -> str:
+        """The prepared pictures that its runs read. No output of its own: it may be deleted when
+        all runs are done, and comes back when one needs it."""
+        resize = plain(experiment.spec["protocol"])["resize"]
+        name = store_of(experiment.dataset, experiment.backbone, resize)
+        return f"{self.results}/prepared/{name}"
 
     @property
     def rebuilt(self) -> str | None:

@@ -8,10 +8,10 @@ its pages. While it is written, a journal of finished chunks lets a killed job g
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import zlib
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Container, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pedbench.contracts import PedbenchError
-from pedbench.data import resize
-from pedbench.files import explain_os_error, read_json, write_json
-from pedbench.manifest import Manifest, decode
+from pedbench.data import decoder
+from pedbench.files import explain_os_error, read_json, write_json, write_text
+from pedbench.manifest import Manifest
 
 CHUNK = 256  # pictures of one checksum
 FORMAT = 1
@@ -38,26 +38,28 @@ def prepare(manifest: Manifest, size: tuple[int, int], how: str, threads: int, i
     """
     data, header = index.with_suffix(".bin"), _header(manifest, size, how)
     partial, journal = (data.with_name(f".{data.name}.{kind}") for kind in ("partial", "journal"))
-    index.parent.mkdir(parents=True, exist_ok=True)
-    index.unlink(missing_ok=True)
-    shape = (len(manifest.rows), 3, *size)
     try:
-        done = _finished(journal, partial, header, shape)
+        index.parent.mkdir(parents=True, exist_ok=True)
+        for old in (index, data):
+            old.unlink(missing_ok=True)
+        done = _finished(journal, partial, header)
         if not done:
-            _start(partial, journal, header, shape)
-        store = np.memmap(partial, np.uint8, "r+", shape=shape)
-        with journal.open("a", encoding="utf-8") as log:
-            for number, sums in _chunks(manifest, size, how, threads, store, done):
+            _make_room(partial, header)
+        write_text(journal, "".join(f"{json.dumps(e)}\n" for e in (header, *done.items())))
+        with partial.open("r+b") as store, journal.open("a", encoding="utf-8") as log:
+            for number, chunk in _chunks(manifest, size, how, threads, done):
+                store.seek(number * CHUNK * size_in_bytes(1, size))
+                store.write(chunk)
                 store.flush()
-                done[number] = sums
-                log.write(json.dumps([number, sums]) + "\n")
+                os.fsync(store.fileno())  # the journal must not know more than the disk
+                done[number] = zlib.crc32(chunk)
+                log.write(json.dumps([number, done[number]]) + "\n")
                 log.flush()
-        del store
         partial.replace(data)
+        write_json(index, {**header, "crc32": [done[number] for number in sorted(done)]})
+        journal.unlink()
     except OSError as error:
         raise PedbenchError(explain_os_error(partial, error)) from error
-    write_json(index, {**header, "crc32": [done[number] for number in sorted(done)]})
-    journal.unlink()
 
 
 class Prepared:
@@ -66,19 +68,17 @@ class Prepared:
     def __init__(self, index: Path, manifest: Manifest, size: tuple[int, int], how: str) -> None:
         """Raises PedbenchError when ``index`` is missing, of other images or sizes, or its data are
         not as long as they should be."""
-        self.file, found = index.with_suffix(".bin"), read_json(index)
-        self.crc32 = found.pop("crc32")
-        self.shape = (found["images"], 3, *size)
-        wanted = _header(manifest, size, how) | {"images": found["images"]}
-        if found != wanted:
+        self.index, self.file, found = index, index.with_suffix(".bin"), read_json(index)
+        self.crc32 = found.pop("crc32", None)
+        images = found.get("images", 0)
+        if found != _header(manifest, size, how) | {"images": images}:
             raise PedbenchError(
                 f"{index}: holds other pictures than the manifest of {manifest.dataset} lists, or "
                 "in another size; delete it and run again"
             )
-        try:
-            self.store = np.memmap(self.file, np.uint8, "r", shape=self.shape)
-        except (OSError, ValueError) as error:
-            raise PedbenchError(f"{self.file}: {error}; delete it and run again") from error
+        if not self.file.is_file() or self.file.stat().st_size != _bytes(found):
+            raise PedbenchError(f"{self.file}: missing or cut off; delete {index} and run again")
+        self.store = np.memmap(self.file, np.uint8, "r", shape=(images, 3, *size))
         self.checked: set[int] = set()
 
     def load(self, positions: np.ndarray) -> Tensor:
@@ -91,8 +91,8 @@ class Prepared:
         if number in self.checked:
             return
         chunk = self.store[number * CHUNK : (number + 1) * CHUNK]
-        if zlib.crc32(np.ascontiguousarray(chunk)) != self.crc32[number]:
-            raise PedbenchError(f"{self.file}: damaged; delete it and run again")
+        if zlib.crc32(chunk.tobytes()) != self.crc32[number]:
+            raise PedbenchError(f"{self.file}: damaged; delete {self.index} and run again")
         self.checked.add(number)
 
 
@@ -112,10 +112,14 @@ def _header(manifest: Manifest, size: tuple[int, int], how: str) -> dict[str, An
     }
 
 
-def _start(partial: Path, journal: Path, header: dict[str, Any], shape: tuple[int, ...]) -> None:
-    for file in (partial, journal):
-        file.unlink(missing_ok=True)
-    needed, free = size_in_bytes(shape[0], shape[2:]), shutil.disk_usage(partial.parent).free  # type: ignore[arg-type]
+def _bytes(header: Mapping[str, Any]) -> int:
+    return size_in_bytes(header["images"], tuple(header["size"]))
+
+
+def _make_room(partial: Path, header: Mapping[str, Any]) -> None:
+    """Start with an empty file of the right length. Raises PedbenchError when it does not fit."""
+    partial.unlink(missing_ok=True)
+    needed, free = _bytes(header), shutil.disk_usage(partial.parent).free
     if needed + SPARE > free:
         raise PedbenchError(
             f"{partial.parent}: preparing {header['dataset']} needs {needed / 1e9:.1f} GB, and "
@@ -124,48 +128,32 @@ def _start(partial: Path, journal: Path, header: dict[str, Any], shape: tuple[in
         )
     with partial.open("wb") as stream:
         stream.truncate(needed)
-    journal.write_text(json.dumps(header) + "\n", encoding="utf-8")
 
 
-def _finished(
-    journal: Path, partial: Path, header: dict[str, Any], shape: tuple[int, ...]
-) -> dict[int, int]:
+def _finished(journal: Path, partial: Path, header: Mapping[str, Any]) -> dict[int, int]:
     """Checksum of each chunk that an earlier start wrote and that is still whole."""
     if not (journal.is_file() and partial.is_file()):
         return {}
     first, *lines = journal.read_text(encoding="utf-8").split("\n")
-    if first != json.dumps(header) or partial.stat().st_size != int(np.prod(shape)):
+    if first != json.dumps(header) or partial.stat().st_size != _bytes(header):
         return {}
-    store = np.memmap(partial, np.uint8, "r", shape=shape)
-    found = {}
-    for line in lines[:-1]:  # what a killed job left behind the last line end is not whole
-        number, crc32 = json.loads(line)
-        if zlib.crc32(np.ascontiguousarray(store[number * CHUNK : (number + 1) * CHUNK])) == crc32:
-            found[number] = crc32
+    size, found = CHUNK * size_in_bytes(1, tuple(header["size"])), {}
+    with partial.open("rb") as store:
+        for number, crc32 in map(json.loads, lines[:-1]):  # the last one may not be whole
+            store.seek(number * size)
+            if zlib.crc32(store.read(size)) == crc32:
+                found[number] = crc32
     return found
 
 
 def _chunks(
-    manifest: Manifest,
-    size: tuple[int, int],
-    how: str,
-    threads: int,
-    store: np.ndarray,
-    done: dict[int, int],
-) -> Iterator[tuple[int, int]]:
-    """Fill the chunks that are not ``done``; yields number and checksum of each."""
-    pictures = manifest.pictures
-
-    def put(row: int) -> None:
-        store[row] = resize(decode(*pictures[row]), size, how).transpose(2, 0, 1)
-
-    numbers = range(-(-len(pictures) // CHUNK))
-    bar = tqdm(total=len(pictures), desc=f"prepare {manifest.dataset}", mininterval=5)
-    with ThreadPoolExecutor(threads) as pool:
-        for number in numbers:
-            rows = range(number * CHUNK, min((number + 1) * CHUNK, len(pictures)))
-            bar.update(len(rows))
+    manifest: Manifest, size: tuple[int, int], how: str, threads: int, done: Container[int]
+) -> Iterator[tuple[int, bytes]]:
+    """Number and pictures, ``(n, 3, H, W)``, of each chunk that is not ``done``."""
+    count, load = len(manifest.rows), decoder(manifest, size, how, threads)
+    with tqdm(total=count, desc=f"prepare {manifest.dataset}", mininterval=5) as bar:
+        for number, start in enumerate(range(0, count, CHUNK)):
+            rows = np.arange(start, min(start + CHUNK, count))
             if number not in done:
-                list(pool.map(put, rows))
-                yield number, zlib.crc32(np.ascontiguousarray(store[rows.start : rows.stop]))
-    bar.close()
+                yield number, load(rows).numpy().tobytes()
+            bar.update(len(rows))

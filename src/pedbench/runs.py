@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from pedbench.config import ROOT, Protocol, plain, protocol_of
-from pedbench.contracts import PedbenchError
+from pedbench.contracts import IMAGE_SIZES, PedbenchError
 from pedbench.files import digest, file_sha256, read_json, write_json
 from pedbench.registry import source_path
 
@@ -51,6 +51,17 @@ class RunConfig:
             return cls(**names, protocol=protocol_of(raw), params=plain(raw["params"]))
         except (KeyError, TypeError) as error:
             raise PedbenchError(f"{path}: incomplete run config ({error}); delete it") from error
+
+    def store(self, prepared: Path | None) -> Path | None:
+        """The index of its prepared pictures below the folder ``prepared``, if there is one."""
+        name = store_of(self.dataset, self.backbone, self.protocol.resize)
+        return None if prepared is None else prepared / name
+
+
+def store_of(dataset: str, backbone: str, resize: str) -> str:
+    """The prepared pictures that a run reads: their index, below ``results/prepared``."""
+    height, width = IMAGE_SIZES[backbone]
+    return f"{dataset}/{resize}_{height}x{width}.json"
 
 
 def derive_seed(seed: int, *names: str) -> int:

@@ -39,7 +39,12 @@ Scores = Mapping[str, Mapping[str, np.ndarray]]  # subset -> metric -> value of 
 
 
 def write_selection(
-    plan: Mapping[str, Any], long: Path, backbones: Path, threads: int, out: Path
+    plan: Mapping[str, Any],
+    long: Path,
+    backbones: Path,
+    threads: int,
+    out: Path,
+    prepared: Path | None = None,
 ) -> None:
     """Write ``selection.csv``, a row per seed and metric of every experiment that keeps its epochs.
 
@@ -56,7 +61,7 @@ def write_selection(
             manifest = read_manifest(Path(plan["datasets"][experiment["dataset"]]["manifest"]))
             config, raw = RunConfig.read(folder / "config.json"), read_json(folder / "config.json")
             weights = backbones / f"{config.backbone}.json"
-            job = Job(config, raw, manifest, weights, threads)
+            job = Job(config, raw, manifest, weights, threads, prepared=config.store(prepared))
             for seed in experiment["seeds"]:
                 run = RunFolder(folder / f"seed{seed}")
                 scores = score_epochs(job, seed, run)

@@ -26,9 +26,18 @@ from pedbench.files import read_json, write_json
 from pedbench.manifest import Manifest, read_manifest
 from pedbench.nn.backbone import Backbone, load_backbone
 from pedbench.predict import normalisation, predict_logits, write_predictions
+from pedbench.prepared import Prepared
 from pedbench.registry import load_method, load_params
 from pedbench.results import sigmoid
-from pedbench.runs import PREDICTED, REFUSED, RunConfig, RunFolder, derive_seed, environment, run_digest
+from pedbench.runs import (
+    PREDICTED,
+    REFUSED,
+    RunConfig,
+    RunFolder,
+    derive_seed,
+    environment,
+    run_digest,
+)
 from pedbench.tasks.par import score
 
 
@@ -47,10 +56,12 @@ def train(
     seeds: Sequence[int],
     threads: int,
     keep_epochs: bool = False,
+    prepared: Path | None = None,
 ) -> dict[str, str]:
     """Fit and predict every seed beside ``config_path``; finished ones are recognised and kept.
     With ``keep_epochs`` a run keeps the tensors of every epoch and is finished only with them;
-    nothing else of it differs.
+    nothing else of it differs. ``prepared`` is the index of the dataset's prepared pictures;
+    without it the picture files are decoded, to the same bits.
 
     Returns seed -> digest of the run. Where the method cannot solve the task there is none, and
     ``refused.json`` beside ``config_path`` holds its reason.
@@ -69,7 +80,8 @@ def train(
     refused = config_path.with_name(REFUSED)
     refused.unlink(missing_ok=True)
     if pending:
-        job = Job(config, read_json(config_path), manifest, weights_path, threads)
+        raw = read_json(config_path)
+        job = Job(config, raw, manifest, weights_path, threads, prepared=prepared)
         reason = make_method(config).supports(job.task, job.backbone)
         if reason is not None:
             tqdm.write(f"{config_path.parent}: not run: {reason}")
@@ -142,8 +154,10 @@ class Job:
         weights_path: Path,
         threads: int,
         subsets: Sequence[str] = PREDICTED,
+        prepared: Path | None = None,
     ) -> None:
-        """``subsets``: those that are predicted, where the split has them."""
+        """``subsets``: those that are predicted, where the split has them. ``manifest`` may be a
+        part of the one whose pictures are in ``prepared``."""
         check_validation(config, manifest)
         self.config, self.raw, self.threads = config, raw, threads
         self.manifest_digest = manifest.digest
@@ -156,15 +170,21 @@ class Job:
             )
         self.accelerator = make_accelerator(config.protocol)
         self.backbone.to(self.accelerator.device)
+        self.prepared = prepared
         self.fitted = self._load(manifest, "train")
         there = [subset for subset in subsets if manifest.has(config.split, subset)]
         self.evaluated = {subset: self._load(manifest, subset) for subset in there}
         self.task = make_task(config, self.fitted.manifest)
 
     def _load(self, manifest: Manifest, subset: str) -> Part:
+        protocol, size = self.config.protocol, self.backbone.image_size
         rows = manifest.subset(self.config.split, subset)
-        size, how = self.backbone.image_size, self.config.protocol.resize
-        return Part(rows, Images.decoded(rows, size, how, self.threads))
+        rows = rows.settled(subset, protocol.unknown_labels)
+        if self.prepared is None:
+            return Part(rows, Images.decoded(rows, size, protocol.resize, self.threads))
+        store = Prepared(self.prepared, rows, size, protocol.resize)
+        assert rows.positions is not None  # it is a subset
+        return Part(rows, Images(store.load, rows.positions, size))
 
     def labelled(self, seed: int) -> Part:
         """The training images that the runs of ``seed`` use: a share of them, if the protocol's

@@ -114,6 +114,7 @@ def tune(
     seeds: Sequence[int],
     threads: int,
     out: Path,
+    prepared: Path | None = None,
 ) -> None:
     """Run what is missing of the first ``trials`` trials and write their record to ``out``, under
     its section. The first trial is the start. Finished trials are kept beside ``config_path``,
@@ -135,7 +136,7 @@ def tune(
     if not whole.has(config.split, "val"):
         raise PedbenchError(no_trials(config.dataset, config.split))
     manifest = whole.subset(config.split, "train", "val")
-    job = Job(config, raw, manifest, weights_path, threads, ("val",))
+    job = Job(config, raw, manifest, weights_path, threads, ("val",), prepared)
     if job.accelerator.num_processes > 1:
         raise PedbenchError(
             "tune: a trial runs in one process; start it without torchrun (snakemake --cores tunes "

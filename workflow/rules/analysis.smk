@@ -49,6 +49,7 @@ rule cost:
         plan=f"{RESULTS}/plan.json",
         manifests=[source.manifest for source in PLAN.sources.values()],
         weights=list(PLAN.weights.values()),
+        prepared=stores(e for e in PLAN.experiments if e.in_tables),
         runs=markers_of_runs,
     output:
         f"{RESULTS}/cost.csv",
@@ -61,10 +62,11 @@ rule cost:
         gpu=min(1, GPUS),
     params:
         backbones=f"{RESULTS}/weights",
+        prepared=f"{RESULTS}/prepared",
         threads=PLAN.config["threads_per_job"],
     shell:
-        "pedbench cost --plan {input.plan} --backbones {params.backbones} --threads {params.threads}"
-        " --out {output} > {log} 2>&1"
+        "pedbench cost --plan {input.plan} --backbones {params.backbones}"
+        " --prepared {params.prepared} --threads {params.threads} --out {output} > {log} 2>&1"
 
 
 rule selection:
@@ -72,6 +74,7 @@ rule selection:
         plan=f"{RESULTS}/plan.json",
         long=f"{RESULTS}/long.parquet",  # which therefore cannot hold what is audited
         weights=list(PLAN.weights.values()),
+        prepared=stores(e for e in PLAN.experiments if e.keep_epochs),
         runs=[b.marker for b in PLAN.batches if b.experiment.keep_epochs],
     output:
         f"{RESULTS}/selection.csv",
@@ -84,10 +87,11 @@ rule selection:
         gpu=min(1, GPUS),
     params:
         backbones=f"{RESULTS}/weights",
+        prepared=f"{RESULTS}/prepared",
         threads=PLAN.config["threads_per_job"],
     shell:
         "pedbench selection --plan {input.plan} --long {input.long} --backbones {params.backbones}"
-        " --threads {params.threads} --out {output} > {log} 2>&1"
+        " --prepared {params.prepared} --threads {params.threads} --out {output} > {log} 2>&1"
 
 
 rule figures:

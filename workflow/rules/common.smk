@@ -21,6 +21,18 @@ def weights_of(wildcards):
     return PLAN.weights[PLAN.experiment(*names).backbone]
 
 
+def prepared_of(wildcards):
+    """The pictures that the experiment reads. They may be deleted when its runs are done, and made
+    anew for others without their being repeated."""
+    names = wildcards.dataset, wildcards.split, wildcards.method, wildcards.variant
+    return ancient(PLAN.store(PLAN.experiment(*names)))
+
+
+def stores(experiments):
+    """What all of them read."""
+    return [ancient(name) for name in sorted({PLAN.store(e) for e in experiments})]
+
+
 def keep_epochs(*names):
     """The option of a training job whose epochs the step `selection` reads."""
     return "--keep-epochs" if PLAN.experiment(*names).keep_epochs else ""

@@ -32,6 +32,29 @@ rule manifest:
         " --options {params.options:q} --out {output} > {log} 2>&1"
 
 
+rule prepare:
+    input:
+        f"{RESULTS}/manifests/{{dataset}}.parquet",
+    output:
+        multiext(
+            f"{RESULTS}/prepared/{{dataset}}/{{resize}}_{{height}}x{{width}}",
+            ".json",
+            ".bin",
+        ),
+    log:
+        f"{RESULTS}/logs/prepare/{{dataset}}/{{resize}}_{{height}}x{{width}}.log",
+    wildcard_constraints:
+        resize="[a-z_]+",
+        height=r"\d+",
+        width=r"\d+",
+    conda:
+        "../envs/pedbench.yaml"
+    threads: 8
+    shell:
+        "pedbench prepare --manifest {input} --size {wildcards.height} {wildcards.width}"
+        " --resize {wildcards.resize} --threads {threads} --out {output[0]} > {log} 2>&1"
+
+
 rule weights:
     input:
         lambda wildcards: PLAN.weights_inputs(wildcards.backbone),

@@ -21,6 +21,7 @@ rule train:
     input:
         config=f"{RUN}/config.json",
         manifest=f"{RESULTS}/manifests/{{dataset}}.parquet",
+        prepared=prepared_of,
         weights=weights_of,
         method="methods/{method}.py",
     output:
@@ -40,5 +41,5 @@ rule train:
         ),
     shell:
         "pedbench train --settings {input.config} --manifest {input.manifest}"
-        " --weights {input.weights} --seeds {params.seeds} --threads {params.threads}"
+        " --prepared {input.prepared} --weights {input.weights} --seeds {params.seeds} --threads {params.threads}"
         " {params.keep} --out {output} > {log} 2>&1"

@@ -29,6 +29,7 @@ rule trials:
     input:
         config=lambda wildcards: f"{to_tune()[wildcards.section].folder}/config.json",
         manifest=[source.manifest for source in PLAN.sources.values()],
+        prepared=lambda wildcards: ancient(PLAN.store(to_tune()[wildcards.section])),
         weights=lambda wildcards: PLAN.weights[to_tune()[wildcards.section].backbone],
         method=lambda wildcards: f"methods/{to_tune()[wildcards.section].method}.py",
     output:
@@ -48,5 +49,5 @@ rule trials:
         threads=PLAN.config["threads_per_job"],
     shell:
         "pedbench tune --settings {input.config} --manifest {input.manifest}"
-        " --weights {input.weights} --trials {params.trials} --seeds {params.seeds}"
+        " --prepared {input.prepared} --weights {input.weights} --trials {params.trials} --seeds {params.seeds}"
         " --threads {params.threads} --out {output} > {log} 2>&1"

@@ -96,8 +96,8 @@ def clipped(box: Sequence[float], width: int, height: int) -> tuple[int, int, in
     """Left, upper, right and lower edge, in whole pixels, of what a box (x, y, width, height) has
     in a picture of this size; None where that is nothing."""
     x, y, wide, high = box
-    left, upper = max(0, round(x)), max(0, round(y))
-    right, lower = min(width, round(x + wide)), min(height, round(y + high))
+    left, upper = round(max(0, x)), round(max(0, y))
+    right, lower = round(min(width, x + wide)), round(min(height, y + high))
     return (left, upper, right, lower) if left < right and upper < lower else None
 
 
