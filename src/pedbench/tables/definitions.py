@@ -26,7 +26,9 @@ METRICS = {
     "F1_instance": "F1_instance",
     "F1_harmonic": "F1_harmonic",
     "F1_label": "F1_label",
+    "Acc_label": "accuracy_label",
     "AP": "AP",
+    "mAP": "AP",  # its name where papers report nothing else
     "AUC": "AUC",
 }
 OF_EPOCHS = ("mA", "Acc", "Prec", "Recall", "F1", "F1_instance", "F1_harmonic")  # selection.csv's

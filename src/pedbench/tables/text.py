@@ -24,6 +24,10 @@ F1_MEANING = {
     "F1_harmonic": "F1 (harmonic): harmonic mean of mean precision and mean recall",
     f"F1_{UNSTATED}": "F1 (not stated): published without a definition that could be told",
 }
+MEANING = {
+    "Acc_label": "Acc label: share of right predictions of each attribute, mean over attributes",
+    "mAP": "mAP: average precision of each attribute, mean over attributes; it needs no threshold",
+}
 SELECTION = {
     "last_epoch": "weights of the last epoch",
     "best_val_mA": "weights of the epoch with the best validation mA",
@@ -51,7 +55,8 @@ def caption(
         sentences += [*measured(shown, results), *parameters(definition, shown)]
         if definition.average and len(results.places(definition)) > 1:
             sentences.append("Average: mean over the datasets, seed by seed.")
-    sentences += [f"{text}." for key, text in F1_MEANING.items() if key in metrics]
+    meanings = {**MEANING, **F1_MEANING}
+    sentences += [f"{text}." for key, text in meanings.items() if key in metrics]
     if published:
         mended = (
             " (notes.md says where cells were mended)" if any(r.notes for r in published) else ""
