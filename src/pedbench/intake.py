@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,7 @@ def build_manifest(
     rows = _rows(dataset, root, found.records)
     digest = manifest_digest(attributes, rows)
     manifest = Manifest(name, root, attributes, digest, rows, found.remarks)
+    manifest = replace(manifest, novel=_novel(manifest, dataset.SPEC.splits))
     write_manifest(manifest, out)
     return manifest
 
@@ -73,7 +74,8 @@ def examine(
     options: Mapping[str, Any],
     look: Callable[[Path], object],
 ) -> Findings:
-    """Look at annotation, counts, labels, identities and, with ``look``, at every picture."""
+    """Look at annotation, counts, labels, identities and, with ``look``, at every picture, which
+    has to lie below ``root``: see `leaves`."""
     remarks: list[str] = []
     with _listening(remarks):
         try:
@@ -81,6 +83,9 @@ def examine(
         except PedbenchError as error:
             lines = [f"{name}: {line}" for line in str(error).splitlines()]
             return Findings((), tuple(lines), tuple(remarks))
+        except OSError as error:
+            reason = f"{name}: {error.filename}: cannot be read ({error.strerror or error})"
+            return Findings((), (reason,), tuple(remarks))
     if not records:
         nothing = f"{name}: no images found below {root}; check the folder named under 'roots'"
         return Findings((), (nothing,), tuple(remarks))
@@ -101,7 +106,7 @@ def header(path: Path) -> None:
         Image.open(path).close()
     except FileNotFoundError:
         raise
-    except (OSError, SyntaxError, ValueError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise PedbenchError(f"{path}: not an image ({error})") from error
 
 
@@ -132,6 +137,13 @@ def _wrong_records(dataset: BaseDataset, records: Sequence[Record]) -> Iterator[
     twice = [image for image, count in Counter(r.image for r in records).items() if count > 1]
     if twice:
         yield f"{_some(twice, 'image')} listed twice; remove the second row of each"
+    places = Counter((r.file or r.image, r.box) for r in records)
+    shared = sorted({file for (file, _), count in places.items() if count > 1})
+    if shared and not twice:
+        yield (
+            f"{_some(shared, 'file')} read by several images: names became equal when folders or "
+            "endings were dropped; restore the released files"
+        )
     known = {0, 1, UNKNOWN}
     for record in records:
         if len(record.labels) != width or not set(record.labels) <= known:
@@ -147,13 +159,13 @@ def _wrong_records(dataset: BaseDataset, records: Sequence[Record]) -> Iterator[
 
 def _wrong_counts(
     dataset: BaseDataset, options: Mapping[str, Any], records: Sequence[Record]
-) -> Iterator[str]:
+) -> list[str]:
     advice = (
         "The folder is incomplete or another release. Obtain it again (delete it if it is the "
         "synthetic world), or accept it with 'check_counts: false' under dataset_options: then no "
         "number is comparable with a published one."
     )
-    expected = dataset.expected(own_options(options))
+    expected, problems = dataset.expected(own_options(options)), []
     there = {split for record in records for split in record.subset}
     for what, counts in (("images", expected), ("identities", dataset.SPEC.identities)):
         for split in sorted(counts.keys() & there):  # the reader remarks on those it cannot make
@@ -164,10 +176,13 @@ def _wrong_counts(
                 if what == "identities":
                     found = len({r.identity for r in inside} - {-1})
                 if found != count:
-                    yield (
+                    problems.append(
                         f"split '{split}', subset '{subset}': {found} {what} found, {count} "
-                        f"expected. {advice}"
+                        "expected"
                     )
+    if problems:
+        problems[-1] += f". {advice}"  # once: of RAPv2 up to 25 numbers can be off
+    return problems
 
 
 def _shared_identities(dataset: BaseDataset, records: Sequence[Record]) -> Iterator[str]:
@@ -189,9 +204,11 @@ def _wrong_pictures(
     root: Path, records: Sequence[Record], look: Callable[[Path], object]
 ) -> Iterator[str]:
     files = sorted({record.file or record.image for record in records})
-    missing, broken = [], []
+    missing, broken, outside = [], [], []
 
     def problem(file: str) -> tuple[list[str], str] | None:
+        if leaves(root, file):
+            return outside, file
         try:
             look(root / file)
         except FileNotFoundError:
@@ -212,14 +229,34 @@ def _wrong_pictures(
             "unpacking is incomplete; restore from your copy of the dataset (or delete the folder "
             "if it is the synthetic world: it will be made anew)"
         )
+    if outside:
+        yield (
+            f"{_some(outside, 'image')} not below {root}: a path of the annotation, or a link in "
+            "place of a picture, leads out of the dataset's folder, which a released dataset never "
+            "does; obtain it again (a link in place of a whole folder is fine)"
+        )
     yield from broken[:NAMED]
     if len(broken) > NAMED:
         yield f"and {len(broken) - NAMED} more images that cannot be read"
 
 
+def leaves(root: Path, file: str) -> bool:
+    """Whether ``file``, which others wrote, is not a picture below ``root``: an absolute path, one
+    with "..", or a link to outside. Folders that are links are followed: whoever keeps pictures on
+    another disk has put them there."""
+    path = Path(file)
+    if path.is_absolute() or ".." in path.parts:
+        return True
+    if not (root / path).is_symlink():
+        return False
+    target = (root / path).resolve()
+    return not any(target.is_relative_to(f.resolve()) for f in (root, (root / path).parent))
+
+
 def _surplus(root: Path, records: Sequence[Record]) -> Iterator[str]:
     """A remark on pictures beside the listed ones, which are not used."""
-    used = {os.path.normpath(root / (record.file or record.image)) for record in records}
+    files = {record.file or record.image for record in records}
+    used = {os.path.normpath(root / file) for file in files if not leaves(root, file)}
     extra = [
         path
         for folder in sorted({os.path.dirname(path) for path in used})
@@ -228,7 +265,7 @@ def _surplus(root: Path, records: Sequence[Record]) -> Iterator[str]:
     ]
     if extra:
         names = [os.path.relpath(path, root) for path in extra]
-        yield f"{_some(names, 'image')} in the folder but not in the annotation: not used"
+        yield f"{_some(names, 'image')} in the folder but not among the dataset's: not used"
 
 
 def _pictures_in(folder: str) -> Iterator[str]:
@@ -259,6 +296,18 @@ def _rows(dataset: BaseDataset, root: Path, records: Sequence[Record]) -> pd.Dat
     for split in dataset.SPEC.splits:
         columns[f"split:{split}"] = np.array([r.subset.get(split, "") for r in records], object)
     return pd.concat([rows, pd.DataFrame(columns)], axis=1)
+
+
+def _novel(manifest: Manifest, splits: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """`Manifest.novel`, without the splits that have no such attribute."""
+    known, found = manifest.labels != UNKNOWN, {}
+    for split in splits:
+        where = manifest.rows[f"split:{split}"].to_numpy()
+        hidden = known[where == "test"].any(0) & ~known[where == "train"].any(0)
+        if hidden.any() and (where == "train").any():
+            pairs = zip(manifest.attributes, hidden, strict=True)
+            found[split] = tuple(attribute.name for attribute, novel in pairs if novel)
+    return found
 
 
 def _hashes(root: Path, files: Iterable[str]) -> dict[str, str]:
