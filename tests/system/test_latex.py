@@ -24,7 +24,9 @@ PREAMBLE = r"""\documentclass[twocolumn]{article}
 def test_all_tables_compile_in_one_document(tmp_path):
     pdflatex = need("pdflatex")
     skill = {"zero_shot": 0.2, "linear_probe": 1.0, "my_50%_method": 1.2}
-    results = fake_results(tmp_path, ("peta", "rapv1", "a_b"), ("standard",), skill, images=30)
+    results = fake_results(
+        tmp_path, ("peta", "rapv1", "a_b"), ("standard", "trainval"), skill, images=30
+    )
     score_runs(results.folders, results.manifests, tmp_path / "scored.json")
     collect(results.folders, tmp_path / "long.parquet")
     baseline = "linear_probe/default"

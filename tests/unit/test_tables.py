@@ -7,6 +7,7 @@ import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
@@ -23,9 +24,10 @@ from pedbench.files import read_json, write_json, write_text
 from pedbench.score import score_runs
 from pedbench.stats import write_stats
 from pedbench.tables.cost import ppt
-from pedbench.tables.definitions import read_definitions
+from pedbench.tables.definitions import Definition, read_definitions
 from pedbench.tables.model import Cell, cell_of
 from pedbench.tables.render import latex, markdown
+from pedbench.tables.source import Results
 from pedbench.tables.text import departures
 from pedbench.tables.write import write_tables
 
@@ -302,7 +304,7 @@ def peta(tmp_path_factory):
     root = tmp_path_factory.mktemp("peta")
     skill = {"zero_shot": 0.2, "linear_probe": 1.0, "my_method": 1.2}
     skill |= {f"promptpar/{variant}": 0.9 for variant in ("region_deep", "mlp", "mm2")}
-    results = fake_results(root, ("peta", "rapv1"), ("standard",), skill, images=60)
+    results = fake_results(root, ("peta", "rapv1"), ("trainval",), skill, images=60)
     for file in root.glob("runs/*/*/promptpar/*/config.json"):
         settings = resolve("promptpar", file.parent.name, read_protocol("embedded"))
         write_json(file, {**read_json(file), "params": settings["params"]})
@@ -502,6 +504,18 @@ def test_the_documents_example_is_valid(tmp_path):
     assert [row.name for row in definition.published_rows()][-1] == "PromptPAR"
 
 
+def test_rows_that_ran_on_some_places_only_can_be_left_out():
+    """Nothing but the names of experiments is read."""
+    names = [("a", "lora"), ("b", "lora"), ("a", "coop"), ("c", "vpt")]
+    places = [("a", "standard"), ("b", "standard")]
+    keys = ("dataset", "split", "method", "variant")
+    found = [dict(zip(keys, (d, "standard", m, "default"), strict=True)) for d, m in names]
+    results: Any = SimpleNamespace(experiments=found, places=lambda _: places)
+    for complete, wanted in ((False, ["lora", "lora", "coop"]), (True, ["lora", "lora"])):
+        definition = Definition("t", "T", complete=complete)
+        assert [e["method"] for e in Results.shown(results, definition)] == wanted
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -525,8 +539,8 @@ def test_the_documents_example_is_valid(tmp_path):
         ({"published": {"file": "x.csv", "datasets": {"A": "a/standard"}}}, "there is no"),
         (
             {"columns": [{"label": "x", "published": "{venue}", "tick": {"rows": ["lora"]}}],
-             "published": {"file": "par_wider.csv", "datasets": {"WIDER": "w/standard"}}},
-            "column 'x' wants 0 or 1 for a tick, and 'R*CNN' has 'ICCV'",
+             "published": {"file": "par_standard.csv", "datasets": {"PETA": "w/standard"}}},
+            "column 'x' wants 0 or 1 for a tick, and 'DeepMAR' has 'ACPR'",
         ),
     ],
 )  # fmt: skip

@@ -34,10 +34,11 @@ METRICS = {
 OF_EPOCHS = ("mA", "Acc", "Prec", "Recall", "F1", "F1_instance", "F1_harmonic")  # selection.csv's
 FACTS = ("backbone", "parameters_trained", "parameters_trained_M")  # of a run, besides settings
 NONE = "none"  # no baseline
+PLACED = ("split", "places", "complete", "metrics")
 ALLOWED = {  # keys of each kind, besides those of all
-    "scores": ("split", "places", "metrics", "baseline", "average", "columns", "published"),
+    "scores": (*PLACED, "baseline", "average", "columns", "published"),
     "cost": (),
-    "selection": ("split", "places", "metrics"),
+    "selection": PLACED,
 }
 RESERVED = ("index", "notes", "tuning", "per_attribute", "intervals", "vs_baseline", "all_pairs")
 
@@ -61,7 +62,8 @@ class Lead:
 @dataclass(frozen=True)
 class Definition:
     """One table. ``places`` None: all of the plan, with ``split`` if that is given; ``rows`` None:
-    all of the plan; ``baseline`` None: the plan's, ``NONE``: no marks."""
+    all of the plan, with ``complete`` those that it runs on all places of the table that it has;
+    ``baseline`` None: the plan's, ``NONE``: no marks."""
 
     name: str
     title: str
@@ -70,6 +72,7 @@ class Definition:
     split: str | None = None
     places: tuple[str, ...] | None = None
     rows: tuple[Variant, ...] | None = None
+    complete: bool = False
     metrics: tuple[str, ...] = ("mA", "F1")
     baseline: str | None = None
     average: bool = False

@@ -48,6 +48,9 @@ class Results:
         at = set(self.places(definition))
         rows = definition.rows or tuple(variants(self.experiments))
         found = [e for e in self.experiments if place_of(e) in at and row_of(e) in rows]
+        ran_at = {row: {place_of(e) for e in found if row_of(e) == row} for row in rows}
+        wanted = {place_of(e) for e in found} if definition.complete else set()
+        found = [e for e in found if ran_at[row_of(e)] >= wanted]
         return sorted(found, key=lambda e: rows.index(row_of(e)))
 
     def places(self, definition: Definition) -> list[Place]:
