@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pedbench.contracts import Attribute, BaseDataset, DatasetSpec, Record, Remark
+from pedbench.contracts import Attribute, BaseDataset, DatasetSpec, PedbenchError, Record, Remark
 from pedbench.formats import fakes, rap
 
 BIBTEX = """
@@ -33,6 +33,7 @@ BIBTEX = """
 
 SPELLINGS = {"action-Pusing": ("action-Pushing",)}
 ONES = 355_432  # in the columns of the 51 attributes
+HALVES = ((1324, 11_217), (1323, 11_448))  # persons and images, to train and test re-identification
 OLDER_SKIRT = 0.01  # of lb-Skirt, 6.5 % are positive; in an older release 0.06 %
 
 
@@ -153,12 +154,19 @@ class Dataset(BaseDataset):
                 Remark,
                 stacklevel=2,
             )
-        elif ones != ONES:
+            return
+        if ones != ONES:
             warnings.warn(
                 f"{annotation.path}: {ones:,} positive labels, but the known release has {ONES:,}: "
                 "this is another one, or it was changed",
                 Remark,
                 stacklevel=2,
+            )
+        if annotation.halves != HALVES:
+            raise PedbenchError(
+                f"{annotation.path}: persons and images for re-identification are "
+                f"{annotation.halves} in train and test, but {HALVES} in the release: identities "
+                "were changed; obtain the file again"
             )
 
     def fake(self, root: Path, rng: np.random.Generator) -> None:

@@ -54,6 +54,7 @@ RATIOS = (
     0.017897, 0.025448, 0.132876, 0.010229,
 )
 TOLERANCE = 0.002
+PERSONS, IMAGES_OF_THEM = 2_589, 26_638  # of the literature
 # where the file has its evaluated attributes, 1-based, and its rank of each attribute of SPEC
 SELECTED = (
     *range(1, 6), *range(8, 11), *range(12, 19), *range(22, 32), 46, 48, 49, *range(51, 54),
@@ -177,6 +178,7 @@ class Dataset(BaseDataset):
         annotation = rap.read(root, rap.V2, self.SPEC.attributes, SPELLINGS)
         if len(annotation.names) == rap.V2.images:
             self._check_ratios(annotation)
+            _check_persons(annotation)
         splits = {
             **dict(zip(rap.draws("standard"), annotation.partitions, strict=True)),
             **dict(zip(rap.draws("trainval"), map(trainval, annotation.partitions), strict=True)),
@@ -241,3 +243,15 @@ class Dataset(BaseDataset):
             fakes.noise(root / "RAP_dataset" / name, rng)
         (root / "RAP_dataset" / "Thumbs.db").write_bytes(b"not a picture")
         fakes.write_mat(root / "RAP_annotation" / "RAP_annotation.mat", {rap.VARIABLE: struct})
+
+
+def _check_persons(annotation: rap.Annotation) -> None:
+    known = annotation.identities[annotation.identities >= 0]
+    persons = len(np.unique(known))
+    if (persons, len(known)) != (PERSONS, IMAGES_OF_THEM):
+        warnings.warn(
+            f"{annotation.path}: {persons:,} persons are known in {len(known):,} images, but "
+            f"{PERSONS:,} in {IMAGES_OF_THEM:,} were published: another release",
+            Remark,
+            stacklevel=2,
+        )

@@ -77,15 +77,17 @@ def examine(
     """Look at annotation, counts, labels, identities and, with ``look``, at every picture, which
     has to lie below ``root``: see `leaves`."""
     remarks: list[str] = []
+    records: tuple[Record, ...] = ()
+    lines: list[str] = []
     with _listening(remarks):
         try:
             records = tuple(dataset.records(root))
         except PedbenchError as error:
-            lines = [f"{name}: {line}" for line in str(error).splitlines()]
-            return Findings((), tuple(lines), tuple(remarks))
+            lines = str(error).splitlines()
         except OSError as error:
-            reason = f"{name}: {error.filename}: cannot be read ({error.strerror or error})"
-            return Findings((), (reason,), tuple(remarks))
+            lines = [f"{error.filename}: cannot be read ({error.strerror or error})"]
+    if lines:
+        return Findings((), tuple(f"{name}: {line}" for line in lines), tuple(remarks))
     if not records:
         nothing = f"{name}: no images found below {root}; check the folder named under 'roots'"
         return Findings((), (nothing,), tuple(remarks))

@@ -107,7 +107,7 @@ def test_mistake_16_truncated_archive(root):
     for path in sorted((root / "data").glob("*.jpg"))[-12:]:
         path.unlink()
     (problem,) = look(root).problems
-    assert "12 of 36 images missing" in problem and "incomplete" in problem
+    assert "12 images (" in problem and "36" in problem and "incomplete" in problem
 
 
 def test_mistake_28_names_and_labels_of_different_number(root):

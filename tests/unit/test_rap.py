@@ -156,18 +156,19 @@ def test_mistake_10_indices_from_0(name, root):
     assert "indices start at 0" in problem_of(name, root)
 
 
-def test_older_release_of_rapv1_is_recognised(tmp_path, monkeypatch):
+def test_sums_and_the_older_release_of_rapv1(tmp_path, monkeypatch):
     root, attributes = (
         fake("rapv1", tmp_path / "RAP"),
         registry.load_dataset("rapv1").SPEC.attributes,
     )
     monkeypatch.setattr(rap, "V1", replace(rap.V1, images=36))
-    assert any(
-        "positive labels, but the known release has" in r for r in look("rapv1", root).remarks
-    )
+    told = look("rapv1", root).remarks
+    assert any("positive labels, but the known release has" in remark for remark in told)
     struct = struct_of(root)
     ones = int((struct["label"][:, : len(attributes)] == 1).sum())
     monkeypatch.setattr("pedbench.datasets.rapv1.ONES", ones)
+    assert "persons and images for re-identification" in problem_of("rapv1", root)
+    monkeypatch.setattr("pedbench.datasets.rapv1.HALVES", ((8, 16), (7, 14)))
     assert not look("rapv1", root).remarks
     struct["label"][:, struct["attribute_eng"].index("lb-Skirt")] = 0
     rewrite(root, struct)
@@ -178,11 +179,14 @@ def test_older_release_of_rapv1_is_recognised(tmp_path, monkeypatch):
 def test_shares_of_positives_of_rapv2_are_compared(tmp_path, monkeypatch):
     root = fake("rapv2", tmp_path / "RAP2")
     monkeypatch.setattr(rap, "V2", replace(rap.V2, images=40))
-    (remark,) = look("rapv2", root).remarks
+    remark, persons = look("rapv2", root).remarks
+    assert "15 persons are known in 30 images, but 2,589 in 26,638" in persons
     assert "of 54 attributes have another share" in remark and "hs-BaldHead" in remark
     inside = [r.labels for r in look("rapv2", root).records if r.subset["trainval"] == "train"]
     ratios = tuple((np.array(inside) == 1).mean(0) + 0.0019)
     monkeypatch.setattr("pedbench.datasets.rapv2.RATIOS", ratios)
+    monkeypatch.setattr("pedbench.datasets.rapv2.PERSONS", 15)
+    monkeypatch.setattr("pedbench.datasets.rapv2.IMAGES_OF_THEM", 30)
     assert not look("rapv2", root).remarks
 
 

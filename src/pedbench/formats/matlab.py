@@ -109,7 +109,7 @@ def field(path: Path, struct: dict[str, Any], *names: str) -> Any:
 
 
 def positions(path: Path, where: str, indices: Any, count: int) -> np.ndarray:
-    """1-based indices into ``count`` rows as 0-based ones.
+    """1-based indices into ``count`` rows or columns as 0-based ones.
 
     Raises PedbenchError when they are outside 1...count; 0-based ones are recognised by their 0.
     """

@@ -38,6 +38,7 @@ class Version:
     identities: str
     partitions: tuple[str, ...]  # misspelt in one release; copies have it in either way
     parts: Mapping[Subset, str]
+    halves: str  # the division of persons for re-identification
     separator: str  # in the names of pictures
 
 
@@ -52,6 +53,7 @@ V1 = Version(
     identities="identity",
     partitions=("partion", "partition"),
     parts={"train": "train_index", "test": "test_index"},
+    halves="reid_partion",
     separator="_",
 )
 V2 = Version(
@@ -65,6 +67,7 @@ V2 = Version(
     identities="person_identity",
     partitions=("partition_attribute", "partion_attribute"),
     parts={"train": "train_index", "val": "val_index", "test": "test_index"},
+    halves="partition_reid",
     separator="-",
 )
 OTHER = {V1.title: V2, V2.title: V1}
@@ -74,7 +77,8 @@ OTHER = {V1.title: V2, V2.title: V1}
 class Annotation:
     """One release's file, for N images. ``labels (N, A)`` are in the order of the attributes that
     were asked for; ``identities (N,)`` are -1 where unknown; each of ``partitions`` gives the
-    subset of every image. ``release`` is the folder of it all."""
+    subset of every image; ``halves`` has the numbers of persons and images in the training and
+    the test part for re-identification. ``release`` is the folder of it all."""
 
     path: Path
     release: Path
@@ -82,6 +86,7 @@ class Annotation:
     labels: np.ndarray
     identities: np.ndarray
     partitions: list[list[Subset | None]]
+    halves: tuple[tuple[int, int], ...]
 
 
 def draws(split: str) -> tuple[str, ...]:
@@ -117,7 +122,8 @@ def read(
     places = used[columns(path, [heads[place] for place in used], attributes, spellings)]
     labels = decoded(path, values[:, places], CODES, names, attributes)
     partitions = _partitions(path, field(path, struct, *version.partitions), version, len(names))
-    return Annotation(path, release, names, labels, identities, partitions)
+    halves = _halves(path, field(path, struct, version.halves), identities)
+    return Annotation(path, release, names, labels, identities, partitions, halves)
 
 
 def records(
@@ -199,3 +205,9 @@ def _partitions(path: Path, found: Any, version: Version, count: int) -> list[li
         }
         partitions.append(subset_of_rows(path, where, parts, count))
     return partitions
+
+
+def _halves(path: Path, found: Any, identities: np.ndarray) -> tuple[tuple[int, int], ...]:
+    persons = [field(path, found, name) for name in ("train_identity", "test_identity")]
+    inside = [identities[np.isin(identities, some)] for some in persons]
+    return tuple((len(np.unique(some)), len(some)) for some in inside)
