@@ -51,6 +51,7 @@ def test_permutation_equals_scipy():
     positives, negatives = (total[A][i : i + 3] + total[A][i + 6 : i + 9] for i in (0, 3))
     parts = {
         "mA": (d[:, :3] / positives + d[:, 9:12] / negatives).sum(1) / 6,
+        "accuracy_label": ((d[:, :3] + d[:, 9:12]) / (positives + negatives)).sum(1) / 3,
         "F1_instance": d[:, 15] / 40,
         "accuracy": d[:, 12] / 40,
     }
@@ -58,7 +59,7 @@ def test_permutation_equals_scipy():
         kind = {"permutation_type": "samples", "n_resamples": 20_000, "vectorized": True}
         expected = scipy.stats.permutation_test((part,), np.sum, **kind).pvalue
         assert found[metric] == pytest.approx(expected, abs=0.015), metric
-    assert found["mA"] < 0.2 and len(found) == 7
+    assert found["mA"] < 0.2 and len(found) == 8
 
 
 def test_permutation_of_equal_predictions_and_of_whole_units():
