@@ -139,8 +139,8 @@ def _wrong_records(dataset: BaseDataset, records: Sequence[Record]) -> Iterator[
     twice = [image for image, count in Counter(r.image for r in records).items() if count > 1]
     if twice:
         yield f"{_some(twice, 'image')} listed twice; remove the second row of each"
-    places = Counter((r.file or r.image, r.box) for r in records)
-    shared = sorted({file for (file, _), count in places.items() if count > 1})
+    places = Counter((r.file or r.image, r.box, split) for r in records for split in r.subset)
+    shared = sorted({file for (file, _, _), count in places.items() if count > 1})
     if shared and not twice:
         yield (
             f"{_some(shared, 'file')} read by several images: names became equal when folders or "
@@ -225,9 +225,8 @@ def _wrong_pictures(
             if found is not None:
                 found[0].append(found[1])
     if missing:
-        of = f"{len(missing)} of {len(files)} images missing below {root}"
         yield (
-            f"{_some(missing, 'image')} missing ({of}): image is missing; the download or the "
+            f"{_some(missing, 'image')} missing of {len(files)} below {root}: the download or the "
             "unpacking is incomplete; restore from your copy of the dataset (or delete the folder "
             "if it is the synthetic world: it will be made anew)"
         )

@@ -65,7 +65,7 @@ def test_missing_and_truncated_images_are_named(name, made, tmp_path):
     victim.unlink()
     if record.image not in {r.image for r in dataset.records(root)}:
         return  # the folder is the list: only the counts can tell
-    with pytest.raises(PedbenchError, match=f"{victim.name}.*image is missing"):
+    with pytest.raises(PedbenchError, match=f"1 image .*{victim.name}. missing of"):
         build_manifest(name, dataset, root, UNCHECKED, tmp_path / "m.parquet")
     assert not (tmp_path / "m.parquet").exists()
 

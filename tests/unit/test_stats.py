@@ -142,8 +142,8 @@ def test_weights_draw_whole_identities():
     assert (bootstrap.units_of(identity, "image") == np.arange(7)).all()
 
 
-def test_persons_are_drawn_only_where_some_are_known():
-    known, unknown = np.array([-1, 3, 3]), np.full(3, -1)
+def test_unknown_persons_are_drawn_one_by_one():
+    unknown = np.full(3, -1)
     assert (bootstrap.units_of(unknown, "identity") == bootstrap.units_of(unknown, "image")).all()
 
 

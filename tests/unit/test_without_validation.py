@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -65,9 +66,9 @@ def test_epochs_cannot_be_chosen_by_images_that_are_not_there(prepare):
 
 
 def test_nothing_is_tuned(prepare, tmp_path):
-    inputs = prepare(split="trainval")
+    config, manifest, weights = prepare(split="trainval")
     with pytest.raises(PedbenchError, match="^tune: noise/trainval has no validation images"):
-        tune(*inputs, 1, [0], 1, tmp_path / "record.json")
+        tune(config, manifest, weights, 1, [0], 1, tmp_path / "record.json")
 
 
 def test_the_audit_of_epochs_leaves_that_choice_empty(prepare, tmp_path):
@@ -76,7 +77,7 @@ def test_the_audit_of_epochs_leaves_that_choice_empty(prepare, tmp_path):
     folders = [tmp_path / "v/seed0"]
     score_runs(folders, {"noise": manifest}, tmp_path / "scored.json")
     collect(folders, tmp_path / "long.parquet")
-    experiment = {"dataset": "noise", "split": "trainval", "method": "linear_probe"}
+    experiment: dict[str, Any] = {"dataset": "noise", "split": "trainval", "method": "linear_probe"}
     experiment |= {"variant": "default", "folder": str(tmp_path / "v"), "seeds": [0]}
     experiment["keep_epochs"] = True
     plan = {"experiments": [experiment], "datasets": {"noise": {"manifest": str(manifest)}}}
@@ -84,18 +85,18 @@ def test_the_audit_of_epochs_leaves_that_choice_empty(prepare, tmp_path):
     write_selection(plan, tmp_path / "long.parquet", tmp_path, 1, tmp_path / "selection.csv")
     table = pd.read_csv(tmp_path / "selection.csv")
     assert len(table) == len(METRICS) and set(table["epoch_last"]) == {1}
-    assert table[["validation", "epoch_validation"]].isna().all(axis=None)
-    assert not table[["last_epoch", "released"]].isna().any(axis=None)
+    assert table[["validation", "epoch_validation"]].isna().to_numpy().all()
+    assert not table[["last_epoch", "released"]].isna().to_numpy().any()
 
 
 def test_tables_and_figures(results):
     plan = read_json(results / "plan.json")
     long, stats = results / "long.parquet", results / "stats"
-    extra = {"cost": results / "cost.csv", "selection": results / "selection.csv"}
+    extra: Any = {"cost": results / "cost.csv", "selection": results / "selection.csv"}
     scores = read_long(long)
     ranked = rank_by_validation([("zero_shot", "x"), ("full", "x")], scores, "a", "trainval")
     assert ranked == [("zero_shot", "x"), ("full", "x")]
-    write_figures(plan, long, stats, *extra.values(), results / "figures")
+    write_figures(plan, long, stats, extra["cost"], extra["selection"], results / "figures")
     names = {path.stem for path in (results / "figures").glob("*.png")}
     assert {"attributes_a_trainval", "selection_a_trainval"} <= names
     definitions = results / "tables.yaml"
@@ -103,10 +104,10 @@ def test_tables_and_figures(results):
         "main: {title: Main, places: [a/trainval], metrics: [mA, F1]}\n"
         "bias: {title: Bias, kind: selection, metrics: [mA]}\n"
     )
-    arguments = (long, stats, [results / "figures"], plan, results / "tables")
+    arguments: Any = (long, stats, [results / "figures"], plan, results / "tables")
     write_tables(*arguments, **extra, definitions=str(definitions))
     rows = pd.read_csv(results / "tables/main.csv")
-    assert rows.filter(like="mA").notna().all(axis=None)
+    assert rows.filter(like="mA").notna().to_numpy().all()
     assert "| – |" in (results / "tables/bias.md").read_text()
 
 

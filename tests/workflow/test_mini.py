@@ -145,6 +145,22 @@ def test_what_is_deleted_comes_back_and_nothing_else_moves(mini, tmp_path, name,
     assert "Nothing to be done" in checkout.snakemake(*TABLES)
 
 
+def test_prepared_pictures_may_be_deleted_and_come_back_for_new_runs(mini, tmp_path):
+    checkout = Checkout(tmp_path / "pedbench")
+    shutil.copytree(mini[0].root, checkout.root, symlinks=True)
+    prepared = checkout.root / RESULTS / "prepared"
+    before = {path.name: path.read_bytes() for path in prepared.rglob("*.*")}
+    assert len(before) == 2
+    shutil.rmtree(prepared)
+    assert "Nothing to be done" in checkout.snakemake(*TABLES)
+    target = (f"{RESULTS}/scored.json", *TABLES[1:], *ONE_MORE)
+    said = checkout.snakemake(*target)
+    rules = re.findall(r"^\w*rule (\w+):", said, re.MULTILINE)
+    assert rules.count("prepare") == rules.count("train") == 1
+    assert {path.name: path.read_bytes() for path in prepared.rglob("*.*")} == before
+    assert "Nothing to be done" in checkout.snakemake(*target)
+
+
 def test_an_audit_of_epochs_repeats_finished_runs_to_the_same_bits(mini, tmp_path):
     """Added to a plan whose runs are done, or with its epochs deleted."""
     checkout = Checkout(tmp_path / "pedbench")
@@ -175,7 +191,9 @@ def first_image(root: Path) -> Path:
 
 
 def lose_an_image(root: Path) -> None:
+    """The prepared pictures, which nothing misses, are gone too."""
     first_image(root).unlink()
+    shutil.rmtree(root / RESULTS / "prepared")
 
 
 def truncate_an_image(root: Path) -> None:

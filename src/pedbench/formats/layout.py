@@ -35,7 +35,8 @@ def release_folder(root: Path, *wanted: Wanted) -> Path:
                 "them under 'roots'"
             )
     deeper = [folder for one in inside for folder in _folders(one)]
-    near = [f for f in (root.parent, *_folders(root.parent), *deeper) if not missing(f, wanted)]
+    around = (*deeper, root.parent, *_folders(root.parent))
+    near = [folder for folder in around if not missing(folder, wanted)]
     hint = f"; did you mean {near[0]}?" if near else ""
     looked = f" (nor in {_names(inside[:3])})" if inside else ""
     lacking = ", ".join(missing(root, wanted))
