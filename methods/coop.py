@@ -57,6 +57,9 @@ class Method(BaseMethod[Params]):
     def supports(self, task: Task, backbone: Backbone) -> str | None:
         return super().supports(task, backbone) or softmax_reason(self.params.head, task)
 
+    def open_vocabulary(self) -> bool:
+        return super().open_vocabulary() and not self.params.class_specific
+
     def build(self, backbone: Backbone, task: Task) -> nn.Module:
         p = self.params
         names = attribute_sentences(task.attributes, p.class_name, absence=p.head == "pair")

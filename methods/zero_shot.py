@@ -44,5 +44,8 @@ class Params:
 class Method(BaseMethod[Params]):
     trains = False
 
+    def open_vocabulary(self) -> bool:
+        return True
+
     def build(self, backbone: Backbone, task: Task) -> nn.Module:
         return ImageClassifier(backbone, image_head("pair", backbone, task, self.params.template))

@@ -66,6 +66,7 @@ class Task:
     attributes: tuple[Attribute, ...]
     positive_ratio: tuple[float, ...]
     loss_weighting: str = "released"
+    novel: tuple[str, ...] = ()  # attributes asked for in testing, of which training has no label
 
 
 @dataclass
@@ -122,7 +123,17 @@ class BaseMethod(Generic[P]):
             return (
                 f"needs a vision transformer's patch tokens; {backbone.name}'s image tower has none"
             )
+        if task.novel and not self.open_vocabulary():
+            return (
+                "learns weights of single attributes, so it cannot tell the "
+                f"{len(task.novel)} novel ones, which no training image has a label of"
+            )
         return None
+
+    def open_vocabulary(self) -> bool:
+        """Whether nothing that is learned belongs to a single attribute, so that any other could
+        be asked for by its text. Default: where a hyperparameter ``head`` is "pair"."""
+        return getattr(self.params, "head", None) == "pair"
 
     def build(self, backbone: Backbone, task: Task) -> nn.Module:
         """A module with ``forward(images (B, 3, H, W)) -> Output``.

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -44,6 +44,8 @@ class Manifest:
     remarks: tuple[str, ...] = ()  # what its reader noticed
     unseen: tuple[str, ...] | None = None  # splits with `new_persons`, where the training rows that
     # would tell were left out
+    novel: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # split -> attributes of
+    # which its test images have labels and its training images none
     positions: np.ndarray | None = None  # of the rows in the whole manifest; None: it is whole
 
     def has(self, split: str, subset: str) -> bool:
@@ -123,6 +125,7 @@ def write_manifest(manifest: Manifest, out: Path) -> None:
         "digest": manifest.digest,
         "remarks": manifest.remarks,
         "unseen": manifest.unseen,
+        "novel": manifest.novel,
     }
     table = pa.Table.from_pandas(manifest.rows, preserve_index=False)
     table = table.replace_schema_metadata({KEY: json.dumps(meta).encode()})
@@ -144,7 +147,8 @@ def read_manifest(path: Path) -> Manifest:
     rows = table.replace_schema_metadata(None).to_pandas()
     place, remarks = (meta["dataset"], Path(meta["root"])), tuple(meta.get("remarks", ()))
     unseen = None if meta.get("unseen") is None else tuple(meta["unseen"])
-    return Manifest(*place, attributes, meta["digest"], rows, remarks, unseen)
+    novel = {split: tuple(names) for split, names in meta.get("novel", {}).items()}
+    return Manifest(*place, attributes, meta["digest"], rows, remarks, unseen, novel)
 
 
 def manifest_digest(attributes: tuple[Attribute, ...], rows: pd.DataFrame) -> str:
@@ -170,7 +174,7 @@ def decode(path: Path, box: Sequence[float] | None = None) -> Image.Image:
             f"{path}: image is missing; restore it from your copy of the dataset (or delete the "
             "folder if it is the synthetic world: it will be made anew)"
         ) from None
-    except (OSError, SyntaxError, ValueError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise PedbenchError(
             f"{path}: image is truncated or not an image ({error}); restore it from your copy of "
             "the dataset (or delete the folder if it is the synthetic world)"

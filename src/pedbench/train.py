@@ -104,12 +104,21 @@ def check_validation(config: RunConfig, manifest: Manifest) -> None:
 
 
 def make_task(config: RunConfig, train_manifest: Manifest) -> Task:
-    """The task as the training subset defines it."""
+    """The task as the training subset defines it. Raises PedbenchError when labels that the split
+    hides are to be taken for negatives."""
+    novel = train_manifest.novel.get(config.split, ())
+    if novel and config.protocol.unknown_labels != "ignored":
+        raise PedbenchError(
+            f"{config.dataset}/{config.split} hides the labels of {len(novel)} attributes from "
+            f"training; unknown_labels '{config.protocol.unknown_labels}' would teach that no "
+            "image has them: set it to 'ignored'"
+        )
     return Task(
         kind="par",
         attributes=train_manifest.attributes,
         positive_ratio=train_manifest.positive_ratio(),
         loss_weighting=config.protocol.loss_weighting,
+        novel=novel,
     )
 
 

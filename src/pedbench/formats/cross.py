@@ -15,25 +15,20 @@ import csv
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, cast
-
-import numpy as np
+from typing import cast
 
 from pedbench.contracts import (
     UNKNOWN,
     Attribute,
-    BaseDataset,
     DatasetSpec,
     PedbenchError,
     Record,
     Region,
     Subset,
 )
+from pedbench.formats.parents import SPLIT, OfParents, Parents
 
 SHARED = "resources/datasets/shared_attributes.csv"
-SPLIT = "standard"  # of the parents
-WORDS = ("name", "region", "phrase", "negative")
-Parents = Mapping[str, type[BaseDataset]]
 
 _FILE = Path(__file__).parents[3] / SHARED
 
@@ -88,26 +83,10 @@ def cross_spec(parents: Parents) -> DatasetSpec:
     )
 
 
-class CrossDataset(BaseDataset):
-    """Two datasets in one. Its root holds a folder of each, or a link to it, under its name."""
+class CrossDataset(OfParents):
+    """Two datasets in one."""
 
     inputs = (SHARED,)
-
-    def generate(self, root: Path, options: Mapping[str, Any]) -> None:
-        """Link the parents' folders, ``options["roots"]``, in ``root``; without them ``root`` was
-        named by the user. Raises PedbenchError when something else is in a link's place."""
-        for name, folder in options.get("roots", {}).items():
-            link, target = root / name, Path(folder).absolute()
-            if link.is_symlink() and link.readlink() == target:
-                continue
-            if link.exists() and not link.is_symlink():
-                raise PedbenchError(f"{link}: is in the place of a link to {target}; move it away")
-            root.mkdir(parents=True, exist_ok=True)
-            link.unlink(missing_ok=True)
-            link.symlink_to(target, target_is_directory=True)
-
-    def expected(self, options: Mapping[str, Any]) -> Mapping[str, Mapping[str, int]]:
-        return super().expected({key: options[key] for key in options if key != "roots"})
 
     def records(self, root: Path) -> Iterator[Record]:
         """Every image of the parents' split `SPLIT` as ``{parent}/{image}``. Persons and cameras
@@ -145,10 +124,6 @@ class CrossDataset(BaseDataset):
             others if subset == "test" else [f"{name}_to_{other}" for other in self.PARENTS],
             subset,
         )
-
-    def fake(self, root: Path, rng: np.random.Generator) -> None:
-        for name, parent in self.PARENTS.items():
-            parent().fake(root / name, rng)
 
 
 def _apart(number: int, position: int, several: int) -> int:
