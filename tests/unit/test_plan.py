@@ -8,9 +8,10 @@ import pytest
 import yaml
 
 from pedbench import plan as module
-from pedbench.config import ROOT, plain
+from pedbench import registry
+from pedbench.config import ROOT, plain, read_yaml
 from pedbench.contracts import BaseDataset, DatasetSpec, PedbenchError
-from pedbench.estimate import describe, estimate
+from pedbench.estimate import TIMINGS, describe, gigabytes, gpu_hours, minutes, work_of
 from pedbench.files import write_json
 from pedbench.plan import (
     check_results_folder,
@@ -442,19 +443,70 @@ def test_presets_made_for_something_else_are_noted():
 def test_estimate_counts_jobs_and_cores():
     plan = make_plan(CONFIG)
     every = [batch.marker for batch in plan.batches]
-    assert estimate(plan, 1, every) > estimate(plan, 2, every) > estimate(plan, 2, every[:2])
-    assert estimate(plan, 2, every[:1]) == estimate(plan, 1, every[:1])
-    assert estimate(plan, 4, []) > 0  # tables and the like
+
+    def estimate(cores, markers):
+        return minutes(plan, cores, work_of(plan, markers))
+
+    assert estimate(1, every) > estimate(2, every) > estimate(2, every[:2])
+    assert estimate(2, every[:1]) == estimate(1, every[:1])
+    assert estimate(4, []) > 0  # tables and the like
     assert "2 of 14 training jobs to run, about " in describe(plan, 2, every[:2])
+    assert gpu_hours(plan, work_of(plan, every)) == 0  # rates of the tiny CLIP are measured
 
 
 def test_estimate_counts_trials():
     plan = make_plan({**CONFIG, "seeds": [0], "trials": 16})
     tuned = [plan.experiment("synthetic_a", "standard", "promptpar", "global_deep")]
     once = f"{tuned[0].folder}/seeds0.done.json"
-    rest = estimate(plan, 1, [])
-    assert estimate(plan, 1, [], tuned) - rest > 4 * (estimate(plan, 1, [once]) - rest)
+    rest = minutes(plan, 1, [])
+    trials = minutes(plan, 1, work_of(plan, [], tuned)) - rest
+    assert trials > 4 * (minutes(plan, 1, work_of(plan, [once])) - rest)
     assert "1 methods to tune, 16 trials each, about " in describe(plan, 1, [], tuned)
+
+
+def test_estimate_of_a_large_backbone_by_hand(tmp_path):
+    """Operations over speed; pictures of all splits in one store; what is there costs nothing."""
+    options = {"synthetic_a": {"seed": 1, "identities": 100, "images_per_identity": 10}}
+    config = {**CONFIG, "protocol": "paper", "presets": [], "dataset_options": options}
+    config |= {"methods": ["promptpar"], "backbone": "ViT-L-14", "results": str(tmp_path)}
+    plan = make_plan({**config, "datasets": ["synthetic_a/standard"], "seeds": [0, 1]})
+    work = work_of(plan, [batch.marker for batch in plan.batches])
+    counts = registry.load_dataset("synthetic_a").expected(options["synthetic_a"])["standard"]
+    assert sum(counts.values()) == 1000
+    trained, predicted = 40 * counts["train"], counts["val"] + counts["test"]
+    flops = 2 * 1e9 * (359 * trained + 156 * predicted)
+    assert gpu_hours(plan, work) == pytest.approx(flops / 12e12 / 3600)
+    pictures, written = gigabytes(plan, work)
+    assert pictures == pytest.approx(1000 * 3 * 224 * 224 / 1e9)
+    assert 2 * 4 * 3.4e6 < written * 1e9 < 2.1 * 4 * 3.4e6
+    said = describe(plan, 2, [batch.marker for batch in plan.batches])
+    assert "GPU hours\n" in said and "config/timings.yaml" in said
+    assert f"{2 * trained / 1e6:.1f} million training images" in said
+    store = Path(plan.store(plan.experiments[0]))
+    store.parent.mkdir(parents=True)
+    store.touch()
+    assert gigabytes(plan, work)[0] == 0 and gigabytes(plan, []) == (0, 0)
+
+
+def test_operations_are_those_that_are_counted():
+    """Of one training image, forward and backward, without a number computed."""
+    import torch
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from pedbench.contracts import Attribute, Task
+    from pedbench.nn.backbone import shape_only
+
+    backbone = shape_only("ViT-B-16").requires_grad_(False)
+    words = [Attribute(f"a{n}", "whole", f"with a long coat {n}", "without") for n in range(35)]
+    task, batch = Task("par", tuple(words), (0.3,) * 35), 16
+    method = registry.load_method("promptpar")(registry.load_params("promptpar", {}))
+    with torch.device("meta"):
+        model = method.build(backbone, task).train()
+        with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+            model(torch.zeros(batch, 3, 224, 224)).logits.sum().backward()
+    known = read_yaml(TIMINGS)["gflop_per_image"]["ViT-B-16"]["promptpar"]
+    assert counter.get_total_flops() / batch / 1e9 == pytest.approx(known, rel=0.15)
 
 
 def test_results_folder_that_is_a_file_is_refused(tmp_path, monkeypatch):
