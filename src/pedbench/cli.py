@@ -32,7 +32,7 @@ FILES = {  # options of several steps, each a path
     "manifest": "written by 'pedbench manifest'",
     "weights": "written by 'pedbench weights'",
     "backbones": "folder of what 'pedbench weights' wrote",
-    "prepared": "written by 'pedbench prepare'; without it picture files are decoded",
+    "prepared": "written by 'pedbench prepare'; where absent, picture files are decoded",
     "long": "written by 'pedbench collect'",
     "stats": "folder written by 'pedbench stats'",
     "cost": "written by 'pedbench cost'",

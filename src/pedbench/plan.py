@@ -205,11 +205,17 @@ class Plan:
         return {name: f"{self.results}/weights/{name}.json" for name in self.backbones}
 
     def store(self, experiment: Experiment) -> str:
-        """The prepared pictures that its runs read. No output of its own: it may be deleted when
-        all runs are done, and comes back when one needs it."""
+        """The prepared pictures that its runs read; they may be deleted when all are done."""
+        return f"{self.results}/prepared/{self._store(experiment)}.json"
+
+    def prepared(self, experiment: Experiment) -> str:
+        """The marker of `store`, which stays when that is deleted: a job whose missing input comes
+        back would be run again."""
+        return f"{self.results}/manifests/{self._store(experiment)}.done"
+
+    def _store(self, experiment: Experiment) -> str:
         resize = plain(experiment.spec["protocol"])["resize"]
-        name = store_of(experiment.dataset, experiment.backbone, resize)
-        return f"{self.results}/prepared/{name}"
+        return store_of(experiment.dataset, experiment.backbone, resize)
 
     @property
     def rebuilt(self) -> str | None:
@@ -343,10 +349,13 @@ def lost(plan: Plan) -> set[str]:
     if gone == outputs:  # a first run
         return set()
     sources = plan.sources.values()
-    unfinished = {batch.marker for batch in plan.batches if not batch.is_finished()}
+    pending = [batch for batch in plan.batches if not batch.is_finished()]
+    unfinished = {batch.marker for batch in pending}
+    wanted = [batch.experiment for batch in pending]
+    unprepared = {plan.prepared(e) for e in wanted if not Path(plan.store(e)).exists()}
     generated = {s.manifest for s in sources if s.generated and not Path(s.root).is_dir()}
     unscored = {f"{plan.results}/scored.json"} if _unscored(plan) else set()
-    return gone | unfinished | generated | unscored
+    return gone | unfinished | unprepared | generated | unscored
 
 
 def _unscored(plan: Plan) -> bool:

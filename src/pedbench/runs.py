@@ -55,13 +55,14 @@ class RunConfig:
     def store(self, prepared: Path | None) -> Path | None:
         """The index of its prepared pictures below the folder ``prepared``, if there is one."""
         name = store_of(self.dataset, self.backbone, self.protocol.resize)
-        return None if prepared is None else prepared / name
+        return None if prepared is None else prepared / f"{name}.json"
 
 
 def store_of(dataset: str, backbone: str, resize: str) -> str:
-    """The prepared pictures that a run reads: their index, below ``results/prepared``."""
+    """Of the prepared pictures that a run reads: their index below ``results/prepared``, without
+    its ending."""
     height, width = IMAGE_SIZES[backbone]
-    return f"{dataset}/{resize}_{height}x{width}.json"
+    return f"{dataset}/{resize}_{height}x{width}"
 
 
 def derive_seed(seed: int, *names: str) -> int:

@@ -189,7 +189,7 @@ class Job:
         protocol, size = self.config.protocol, self.backbone.image_size
         rows = manifest.subset(self.config.split, subset)
         rows = rows.settled(subset, protocol.unknown_labels)
-        if self.prepared is None:
+        if self.prepared is None or not self.prepared.exists():  # deleted after the first runs
             return Part(rows, Images.decoded(rows, size, protocol.resize, self.threads))
         store = Prepared(self.prepared, rows, size, protocol.resize)
         assert rows.positions is not None  # it is a subset

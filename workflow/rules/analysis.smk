@@ -49,7 +49,7 @@ rule cost:
         plan=f"{RESULTS}/plan.json",
         manifests=[source.manifest for source in PLAN.sources.values()],
         weights=list(PLAN.weights.values()),
-        prepared=stores(e for e in PLAN.experiments if e.in_tables),
+        prepared=all_prepared(e for e in PLAN.experiments if e.in_tables),
         runs=markers_of_runs,
     output:
         f"{RESULTS}/cost.csv",
@@ -74,7 +74,7 @@ rule selection:
         plan=f"{RESULTS}/plan.json",
         long=f"{RESULTS}/long.parquet",  # which therefore cannot hold what is audited
         weights=list(PLAN.weights.values()),
-        prepared=stores(e for e in PLAN.experiments if e.keep_epochs),
+        prepared=all_prepared(e for e in PLAN.experiments if e.keep_epochs),
         runs=[b.marker for b in PLAN.batches if b.experiment.keep_epochs],
     output:
         f"{RESULTS}/selection.csv",

@@ -22,15 +22,14 @@ def weights_of(wildcards):
 
 
 def prepared_of(wildcards):
-    """The pictures that the experiment reads. They may be deleted when its runs are done, and made
-    anew for others without their being repeated."""
+    """The marker of the pictures that the experiment reads. They may be deleted when its runs are
+    done, and made anew for others without their being repeated."""
     names = wildcards.dataset, wildcards.split, wildcards.method, wildcards.variant
-    return ancient(PLAN.store(PLAN.experiment(*names)))
+    return ancient(PLAN.prepared(PLAN.experiment(*names)))
 
 
-def stores(experiments):
-    """What all of them read."""
-    return [ancient(name) for name in sorted({PLAN.store(e) for e in experiments})]
+def all_prepared(experiments):
+    return [ancient(name) for name in sorted({PLAN.prepared(e) for e in experiments})]
 
 
 def keep_epochs(*names):

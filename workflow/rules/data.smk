@@ -36,10 +36,10 @@ rule prepare:
     input:
         f"{RESULTS}/manifests/{{dataset}}.parquet",
     output:
-        multiext(
-            f"{RESULTS}/prepared/{{dataset}}/{{resize}}_{{height}}x{{width}}",
-            ".json",
-            ".bin",
+        index=f"{RESULTS}/prepared/{{dataset}}/{{resize}}_{{height}}x{{width}}.json",
+        data=f"{RESULTS}/prepared/{{dataset}}/{{resize}}_{{height}}x{{width}}.bin",
+        done=touch(
+            f"{RESULTS}/manifests/{{dataset}}/{{resize}}_{{height}}x{{width}}.done"
         ),
     log:
         f"{RESULTS}/logs/prepare/{{dataset}}/{{resize}}_{{height}}x{{width}}.log",
@@ -52,7 +52,7 @@ rule prepare:
     threads: 8
     shell:
         "pedbench prepare --manifest {input} --size {wildcards.height} {wildcards.width}"
-        " --resize {wildcards.resize} --threads {threads} --out {output[0]} > {log} 2>&1"
+        " --resize {wildcards.resize} --threads {threads} --out {output.index} > {log} 2>&1"
 
 
 rule weights:

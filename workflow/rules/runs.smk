@@ -36,10 +36,15 @@ rule train:
     params:
         seeds=lambda wildcards: wildcards.seeds.replace("-", " "),
         threads=PLAN.config["threads_per_job"],
+        prepared=lambda wildcards: PLAN.store(
+            PLAN.experiment(
+                wildcards.dataset, wildcards.split, wildcards.method, wildcards.variant
+            )
+        ),
         keep=lambda wildcards: keep_epochs(
             wildcards.dataset, wildcards.split, wildcards.method, wildcards.variant
         ),
     shell:
         "pedbench train --settings {input.config} --manifest {input.manifest}"
-        " --prepared {input.prepared} --weights {input.weights} --seeds {params.seeds} --threads {params.threads}"
+        " --prepared {params.prepared} --weights {input.weights} --seeds {params.seeds} --threads {params.threads}"
         " {params.keep} --out {output} > {log} 2>&1"

@@ -29,7 +29,7 @@ rule trials:
     input:
         config=lambda wildcards: f"{to_tune()[wildcards.section].folder}/config.json",
         manifest=[source.manifest for source in PLAN.sources.values()],
-        prepared=lambda wildcards: ancient(PLAN.store(to_tune()[wildcards.section])),
+        prepared=lambda wildcards: ancient(PLAN.prepared(to_tune()[wildcards.section])),
         weights=lambda wildcards: PLAN.weights[to_tune()[wildcards.section].backbone],
         method=lambda wildcards: f"methods/{to_tune()[wildcards.section].method}.py",
     output:
@@ -46,8 +46,9 @@ rule trials:
     params:
         trials=PLAN.config.get("trials"),
         seeds=PLAN.config["seeds"],
+        prepared=lambda wildcards: PLAN.store(to_tune()[wildcards.section]),
         threads=PLAN.config["threads_per_job"],
     shell:
         "pedbench tune --settings {input.config} --manifest {input.manifest}"
-        " --prepared {input.prepared} --weights {input.weights} --trials {params.trials} --seeds {params.seeds}"
+        " --prepared {params.prepared} --weights {input.weights} --trials {params.trials} --seeds {params.seeds}"
         " --threads {params.threads} --out {output} > {log} 2>&1"
