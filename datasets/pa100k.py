@@ -38,11 +38,11 @@ from pedbench.formats.matlab import field, read_mat
 
 BIBTEX = """
 @inproceedings{liu2017hydraplus,
-  author    = {Xihui Liu and Haiyu Zhao and Maoqing Tian and Lu Sheng and Jing Shao and
+  author = {Xihui Liu and Haiyu Zhao and Maoqing Tian and Lu Sheng and Jing Shao and
                Shuai Yi and Junjie Yan and Xiaogang Wang},
-  title     = {{HydraPlus-Net}: Attentive Deep Features for Pedestrian Analysis},
+  title = {{HydraPlus-Net}: Attentive Deep Features for Pedestrian Analysis},
   booktitle = {IEEE International Conference on Computer Vision (ICCV)},
-  year      = {2017}
+  year = {2017}
 }
 """
 

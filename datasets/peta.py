@@ -57,9 +57,9 @@ BIBTEX = """
 }
 @inproceedings{li2015deepmar,
   author = {Li, Dangwei and Chen, Xiaotang and Huang, Kaiqi},
-  title = {Multi-attribute Learning for Pedestrian Attribute Recognition in Surveillance Scenarios},
-  booktitle = {3rd IAPR Asian Conference on Pattern Recognition (ACPR)},
-  pages = {111--115},
+  title = {Multi-attribute Learning for Pedestrian Attribute Recognition in Surveillance
+           Scenarios},
+  booktitle = {Asian Conference on Pattern Recognition (ACPR)},
   year = {2015},
 }
 """

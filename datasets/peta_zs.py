@@ -42,17 +42,17 @@ BIBTEX = """
 }
 @inproceedings{li2015deepmar,
   author = {Li, Dangwei and Chen, Xiaotang and Huang, Kaiqi},
-  title = {Multi-attribute Learning for Pedestrian Attribute Recognition in Surveillance Scenarios},
-  booktitle = {3rd IAPR Asian Conference on Pattern Recognition (ACPR)},
-  pages = {111--115},
+  title = {Multi-attribute Learning for Pedestrian Attribute Recognition in Surveillance
+           Scenarios},
+  booktitle = {Asian Conference on Pattern Recognition (ACPR)},
   year = {2015},
 }
 @article{jia2021rethinking,
-  author  = {Jian Jia and Houjing Huang and Xiaotang Chen and Kaiqi Huang},
-  title   = {Rethinking of Pedestrian Attribute Recognition: A Reliable Evaluation under
-             Zero-Shot Pedestrian Identity Setting},
+  author = {Jia, Jian and Huang, Houjing and Chen, Xiaotang and Huang, Kaiqi},
+  title = {Rethinking of Pedestrian Attribute Recognition: A Reliable Evaluation under Zero-Shot
+           Pedestrian Identity Setting},
   journal = {arXiv preprint arXiv:2107.03576},
-  year    = {2021}
+  year = {2021},
 }
 """
 COUNTS = {"train": 11_241, "val": 3826, "test": 3933}  # from the literature

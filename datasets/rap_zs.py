@@ -35,11 +35,11 @@ from pedbench.formats.zero_shot import PICKLE, find_pickle, published, rebuilt
 
 BIBTEX = """
 @article{jia2021rethinking,
-  author  = {Jian Jia and Houjing Huang and Xiaotang Chen and Kaiqi Huang},
-  title   = {Rethinking of Pedestrian Attribute Recognition: A Reliable Evaluation under
-             Zero-Shot Pedestrian Identity Setting},
+  author = {Jia, Jian and Huang, Houjing and Chen, Xiaotang and Huang, Kaiqi},
+  title = {Rethinking of Pedestrian Attribute Recognition: A Reliable Evaluation under Zero-Shot
+           Pedestrian Identity Setting},
   journal = {arXiv preprint arXiv:2107.03576},
-  year    = {2021}
+  year = {2021},
 }
 """
 

@@ -24,10 +24,10 @@ from pedbench.formats import fakes, rap
 
 BIBTEX = """
 @article{li2016richly,
-  author  = {Dangwei Li and Zhang Zhang and Xiaotang Chen and Haibin Ling and Kaiqi Huang},
-  title   = {A Richly Annotated Dataset for Pedestrian Attribute Recognition},
+  author = {Dangwei Li and Zhang Zhang and Xiaotang Chen and Haibin Ling and Kaiqi Huang},
+  title = {A Richly Annotated Dataset for Pedestrian Attribute Recognition},
   journal = {arXiv preprint arXiv:1603.07054},
-  year    = {2016}
+  year = {2016}
 }
 """
 

@@ -26,14 +26,14 @@ from pedbench.formats.labels import trainval
 
 BIBTEX = """
 @article{li2019richly,
-  author  = {Dangwei Li and Zhang Zhang and Xiaotang Chen and Kaiqi Huang},
-  title   = {A Richly Annotated Pedestrian Dataset for Person Retrieval in Real Surveillance
+  author = {Dangwei Li and Zhang Zhang and Xiaotang Chen and Kaiqi Huang},
+  title = {A Richly Annotated Pedestrian Dataset for Person Retrieval in Real Surveillance
              Scenarios},
   journal = {IEEE Transactions on Image Processing},
-  volume  = {28},
-  number  = {4},
-  pages   = {1575--1590},
-  year    = {2019}
+  volume = {28},
+  number = {4},
+  pages = {1575--1590},
+  year = {2019}
 }
 """
 
