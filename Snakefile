@@ -83,9 +83,7 @@ def announce():
     todo = list(workflow.dag.needrun_jobs(exclude_finished=False))
     markers = [str(job.output[0]) for job in todo if job.rule.name == "train"]
     tuning = [
-        to_tune()[job.wildcards.section]
-        for job in todo
-        if job.rule.name == "trials"
+        to_tune()[job.wildcards.section] for job in todo if job.rule.name == "trials"
     ]
     cores = workflow.resource_settings.cores or 1
     if todo:

@@ -47,6 +47,28 @@ def test_full_config(checkout):
     assert jobs(text)["train"] > 100
 
 
+def test_the_papers_plan_on_real_data(checkout, monkeypatch, tmp_path):
+    """Sizes are those that the datasets state; their folders are empty. What the plan takes is said
+    once, and at the top of the file."""
+    for place in read_yaml("config/paper.yaml")["datasets"]:
+        folder = tmp_path / place.partition("/")[0]
+        folder.mkdir()
+        monkeypatch.setenv(f"PEDBENCH_ROOT_{folder.name.upper()}", str(folder))
+    config = "config/paper.yaml"
+    text = checkout.snakemake("-n", "results/paper/tables", "--configfile", config)
+    found = jobs(text)
+    wanted = {"manifest": 8, "prepare": 8, "weights": 2, "resolve": 111, "train": 317}
+    assert {rule: found[rule] for rule in wanted} == wanted
+    said = re.findall(r"^pedbench: (.*)", text, re.MULTILINE)
+    assert len(said) == 4 and said[0].endswith("111 experiments, 317 runs")
+    takes = re.fullmatch(r"317 of 317 training jobs to run, about ([\d,]+) GPU hours", said[1])
+    disk = re.findall(r"[\d.]+ GB of [a-z ]+", said[2])
+    assert takes and len(disk) == 2 and disk[0] == "54.5 GB of prepared pictures"
+    top = " ".join((checkout.root / config).read_text().partition("protocol:")[0].split("\n# "))
+    stated = (f"{sum(found.values())} jobs", f"about {takes[1]} GPU hours", *disk)
+    assert [part for part in stated if part not in top] == []
+
+
 def test_command_line_narrows(checkout):
     narrow = ("--config", "methods=[zero_shot,linear_probe]", "seeds=[0]")
     assert jobs(checkout.snakemake("-n", "results/tables", *narrow))["train"] == 6
