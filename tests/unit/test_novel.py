@@ -12,11 +12,13 @@ from conftest import ATTRIBUTES, NoiseDataset
 from pedbench import registry
 from pedbench.config import plain, protocol_of, read_protocol, resolve
 from pedbench.contracts import UNKNOWN, PedbenchError, Task
+from pedbench.files import read_json
 from pedbench.formats.novel import NovelDataset, novel_spec
 from pedbench.intake import build_manifest
-from pedbench.manifest import read_manifest
-from pedbench.runs import RunConfig
-from pedbench.train import make_task
+from pedbench.manifest import read_manifest, write_manifest
+from pedbench.runs import REFUSED, RunConfig
+from pedbench.score import score_runs
+from pedbench.train import make_task, train
 
 BASE, NOVEL = ("hat", "trousers", "female"), ("backpack", "boots")
 
@@ -131,3 +133,20 @@ def test_hidden_labels_are_no_negatives(divided):
         make_task(config, part)
     assert make_task(run_config("base_to_novel", "ignored"), part).novel == NOVEL
     assert make_task(run_config("base_to_base", "ignored"), part).novel == ()
+
+
+def test_runs_on_novel_attributes(divided, prepare):
+    config, path, weights = prepare("linear_probe", split="base_to_novel")
+    write_manifest(divided, path)
+    assert train(config, path, weights, [0], 1) == {}
+    assert "novel" in read_json(config.with_name(REFUSED))["reason"]
+    config, path, weights = prepare("coop", split="base_to_novel", folder="coop", epochs=1)
+    write_manifest(divided, path)
+    assert train(config, path, weights, [0], 1).keys() == {"0"}
+    score_runs([config.parent / "seed0"], {"noise": path}, config.with_name("scored.json"))
+    scores = read_json(config.parent / "seed0/scores.test.json")
+    measured = {name for name, of in scores["attributes"].items() if of["mA"] is not None}
+    assert measured == set(NOVEL)
+    assert scores["overall"]["mA"] == pytest.approx(
+        np.mean([scores["attributes"][name]["mA"] for name in NOVEL])
+    )
