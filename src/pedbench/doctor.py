@@ -38,7 +38,9 @@ def examine_dataset(name: str, root: Path | None, decode: bool, options: Mapping
     dataset, variable = load_dataset(name), f"PEDBENCH_ROOT_{name.upper()}"
     root = root or Path(os.environ.get(variable, ""))
     if root == Path():
-        raise PedbenchError(f"name the folder of {name} with --root, or set {variable}")
+        parents = " and ".join(dataset.PARENTS)
+        instead = f"; or examine {parents}, of which it is made" if parents else ""
+        raise PedbenchError(f"name the folder of {name} with --root, or set {variable}{instead}")
     found = examine(name, dataset, root, options, look=decoded if decode else header)
     print(f"{dataset.SPEC.title} in {root} ({dataset.SPEC.licence})")
     for split in dataset.SPEC.splits:

@@ -89,11 +89,13 @@ def located(plan: Mapping[str, Any], root: PurePosixPath) -> Document:
     """``plan`` with its results in ``root``, wherever they were made. The datasets' own folders,
     which only their owner has, are left out."""
     private = ("root", "parents")
+    own = "phrases"  # among the options: a file whose words are in the manifest
     return {
         **plan,
         "results": str(root),
         "datasets": {
             name: {k: v for k, v in d.items() if k not in private}
+            | {"options": {k: v for k, v in d["options"].items() if k != own}}
             | {"manifest": str(root / "manifests" / f"{name}.parquet")}
             for name, d in plan["datasets"].items()
         },
