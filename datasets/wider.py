@@ -231,7 +231,7 @@ def _kept(folder: Path, targets: Sequence[Target]) -> list[int]:
     if dropped:
         some = ", ".join(targets[i].image for i in dropped[:7])
         warnings.warn(
-            f"{len(dropped)} boxes are left out: nothing of them is in their picture ({some})",
+            f"boxes left out, since nothing of them is in their picture: {len(dropped)} ({some})",
             Remark,
             stacklevel=3,
         )

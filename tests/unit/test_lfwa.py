@@ -49,6 +49,15 @@ def test_labels_and_subsets_are_those_of_the_files(root):
         assert subset == {"trainval": "train" if i in train else "test"}
 
 
+def test_numbers_of_an_hdf5_file_are_no_text(tmp_path):
+    """Whole numbers of two bytes look like letters; MATLAB says which is which."""
+    numbers = np.arange(65, 71, dtype=np.uint16).reshape(3, 2)
+    write_hdf5(tmp_path / "x.mat", {"numbers": numbers, "name": ["ab", "c"]})
+    found = read_hdf5(tmp_path / "x.mat")
+    np.testing.assert_array_equal(found["numbers"], numbers)
+    assert found["name"] == ["ab", "c"] and found["numbers"].dtype == np.int64
+
+
 def test_identity_is_the_folder(root):
     persons = {image.partition("/")[0]: row[2] for image, row in rows(root).items()}
     assert sorted(persons.values()) == list(range(15))

@@ -49,6 +49,12 @@ def test_splits_follow_the_names_of_the_pictures(root):
         assert record.subset == {"standard": subset, "trainval": merged}
 
 
+def test_numbers_are_those_without_empty_boxes():
+    counts = load_dataset("wider").SPEC.counts
+    assert counts["standard"] == {"train": 22_958, "val": 5_382, "test": 29_177}
+    assert counts["trainval"] == {"train": 28_340, "test": 29_177}
+
+
 def test_codes_of_labels(root):
     written = json.loads((root / TRAINVAL).read_text())["images"][2]
     record = next(r for r in look(root).records if r.image == f"{written['file_name']}#0")
@@ -75,13 +81,13 @@ def test_boxes_with_nothing_in_them_are_left_out_and_named(root):
     found = look(root)
     assert "test/0--Parade/1_test.jpg#0" not in {r.image for r in found.records}
     (remark,) = [r for r in found.remarks if "left out" in r]
-    assert remark.startswith("1 boxes") and "test/0--Parade/1_test.jpg#0" in remark
+    assert remark.endswith("picture: 1 (test/0--Parade/1_test.jpg#0)")
 
     def away(found):
         found["images"][0]["targets"][0]["bbox"] = [130, 5, 20, 20]  # right of the picture
 
     edit(root, away)
-    assert any("2 boxes are left out" in remark for remark in look(root).remarks)
+    assert any("in their picture: 2 (" in remark for remark in look(root).remarks)
 
 
 def test_three_numbers_circulate(root):
