@@ -86,16 +86,14 @@ def read_plan(root: Path) -> Document:
 
 
 def located(plan: Mapping[str, Any], root: PurePosixPath) -> Document:
-    """``plan`` with its results in ``root``, wherever they were made. The datasets' own folders,
-    which only their owner has, are left out."""
-    private = ("root", "parents")
-    own = "phrases"  # among the options: a file whose words are in the manifest
+    """``plan`` with its results in ``root``, wherever they were made. The datasets' own folders
+    and files, which only their owner has, are left out."""
     return {
         **plan,
         "results": str(root),
         "datasets": {
-            name: {k: v for k, v in d.items() if k not in private}
-            | {"options": {k: v for k, v in d["options"].items() if k != own}}
+            name: _without(d, "root", "parents", "options")
+            | {"options": _without(d.get("options", {}), "phrases")}
             | {"manifest": str(root / "manifests" / f"{name}.parquet")}
             for name, d in plan["datasets"].items()
         },
@@ -104,6 +102,10 @@ def located(plan: Mapping[str, Any], root: PurePosixPath) -> Document:
             for e in plan["experiments"]
         ],
     }
+
+
+def _without(values: Mapping[str, Any], *keys: str) -> Document:
+    return {key: value for key, value in values.items() if key not in keys}
 
 
 def read_variant(folder: Path) -> Mapping[str, Any]:
