@@ -507,11 +507,12 @@ def _at_hand(
     """Those of ``places`` whose data the user has. Raises PedbenchError for the others, all at
     once, unless the config says to skip them and there is something else to run."""
     skip, needed = config["absent_data"] == "skip", {d: _needed(config, d) for d, _ in places}
+    read = {d for d in needed if Path(_manifest(config, d)).is_file()}  # its folder may be gone
     absent = {
         name: f" ({folder} is no folder)" if folder else ""
-        for folders in needed.values()
+        for dataset, folders in needed.items()
         for name, folder in folders.items()
-        if folder is None or (skip and not Path(folder).is_dir())
+        if folder is None or (skip and not Path(folder).is_dir() and dataset not in read)
     }
     if absent and not skip:
         raise PedbenchError("\n".join(_not_obtained(source, name) for name in absent))
@@ -664,10 +665,14 @@ def _source(source: str, config: Mapping[str, Any], name: str) -> Source:
         name,
         root or f"{results}/data/{name}",
         options,
-        f"{results}/manifests/{name}.parquet",
+        _manifest(config, name),
         generated,
         {key: folder for key, folder in _needed(config, name).items() if folder and key != name},
     )
+
+
+def _manifest(config: Mapping[str, Any], name: str) -> str:
+    return f"{config['results']}/manifests/{name}.parquet"
 
 
 def _root(config: Mapping[str, Any], name: str) -> str | None:

@@ -59,6 +59,11 @@ def tuned(plan: Plan) -> dict[str, Experiment]:
         )
     if len(plan.config["datasets"]) > 1:
         raise PedbenchError("tune: 'datasets' names several; methods are tuned on one")
+    if len(plan.backbones) > 1:
+        raise PedbenchError(
+            f"tune: 'methods' run on several backbones ({', '.join(plan.backbones)}); a preset is "
+            "tuned on one"
+        )
     chosen: dict[str, Experiment] = {}
     for experiment in plan.experiments:
         if plan.lacks_validation(experiment):

@@ -334,6 +334,10 @@ def test_absent_data_are_left_out_and_named_once(tmp_path, monkeypatch):
     ]
     with fails("c.yaml: nothing is left to run: no data, so left out: peta, rapv1 (/nowhere is"):
         make_plan({**config, "datasets": datasets[:2]}, "c.yaml")
+    manifest = tmp_path / "manifests/rapv1.parquet"  # of an earlier run: the rest needs no folder
+    write_json(manifest, {})
+    again = make_plan({**config, "results": str(tmp_path)})
+    assert list(again.sources) == ["rapv1", "wider", "synthetic_a"]
 
 
 def test_some_methods_run_on_some_datasets_only():
@@ -550,6 +554,7 @@ def test_what_was_deleted_is_found(complete, tmp_path):
     (tmp_path / "scored.json").unlink()
     assert lost(plan) == {
         plan.batches[-1].marker,
+        plan.prepared(plan.batches[-1].experiment),  # nothing was: it is wanted again
         plan.sources["synthetic_a"].manifest,
         f"{tmp_path}/scored.json",
     }

@@ -73,6 +73,10 @@ def test_the_shipped_plan_can_be_tuned():
             "tune: 'datasets' names several; methods are tuned on one",
         ),
         (
+            {"methods": ["promptpar", "promptpar/vit_b16"]},
+            "tune: 'methods' run on several backbones (tiny_clip, ViT-B-16); a preset is tuned on",
+        ),
+        (
             {"methods": ["zero_shot"]},
             "tune: nothing under 'methods' trains; add what is to be tuned",
         ),
