@@ -205,7 +205,9 @@ def test_what_it_is_made_of_is_cited():
     assert "% rapv2\n@" in cited
 
 
-def test_a_plan_takes_the_folders_of_the_parents(monkeypatch):
+def test_a_plan_takes_the_folders_of_the_parents(monkeypatch, tmp_path):
+    words = tmp_path / "words.csv"
+    words.write_text("attribute,phrase,negative\nHat,in a cap,with no cap\n")
     config = {
         "protocol": "embedded",
         "backbone": "tiny_clip",
@@ -213,6 +215,7 @@ def test_a_plan_takes_the_folders_of_the_parents(monkeypatch):
         "methods": ["zero_shot"],
         "seeds": [0],
         "roots": {"pa100k": "/data/PA100K"},
+        "dataset_options": {"pa100k_rapv2": {"check_counts": False, "phrases": str(words)}},
     }
     monkeypatch.delenv("PEDBENCH_ROOT_RAPV2", raising=False)
     with pytest.raises(PedbenchError, match=r"rapv2 .* must be obtained first"):
@@ -220,9 +223,15 @@ def test_a_plan_takes_the_folders_of_the_parents(monkeypatch):
     monkeypatch.setenv("PEDBENCH_ROOT_RAPV2", "/data/RAP2")
     plan = make_plan(config)
     source = plan.sources["pa100k_rapv2"]
-    assert source.given == {"roots": {"pa100k": "/data/PA100K", "rapv2": "/data/RAP2"}}
+    roots = {"pa100k": "/data/PA100K", "rapv2": "/data/RAP2"}
+    assert source.given == {"check_counts": False, "phrases": str(words), "roots": roots}
+    assert str(words) in source.inputs
     assert {cross.SHARED, "datasets/pa100k.py", "datasets/rapv2.py"} < set(source.inputs)
     shared = json.dumps(located(plan.as_json(), PurePosixPath("elsewhere")))
     assert "/data" not in shared
+    assert str(tmp_path) not in shared
     config["roots"] = {"pa100k_rapv2": "/data/both"}
-    assert make_plan(config).sources["pa100k_rapv2"].given == {}
+    assert "roots" not in make_plan(config).sources["pa100k_rapv2"].given
+    words.write_text("attribute,phrase,negative\nHatt,in a cap,with no cap\n")
+    with pytest.raises(PedbenchError, match="'Hatt' is not an attribute; did you mean 'Hat'"):
+        make_plan(config)
