@@ -119,8 +119,10 @@ def _counts(plan: Plan, experiment: Experiment) -> Mapping[str, int]:
 
 
 def _images(plan: Plan, dataset: str) -> int:
-    """Of all splits together; each has nearly all."""
-    return max((sum(c.values()) for c in _expected(plan, dataset).values()), default=0)
+    """Of all splits together; each has nearly all, but of a dataset that is made of others."""
+    parents = registry.load_dataset(dataset).PARENTS.values()
+    every = [_expected(plan, dataset)] if not parents else [p.SPEC.counts for p in parents]
+    return sum(max((sum(c.values()) for c in counts.values()), default=0) for counts in every)
 
 
 def _expected(plan: Plan, dataset: str) -> Mapping[str, Mapping[str, int]]:
