@@ -332,13 +332,16 @@ def cite(configfile: Path, table: Path | None) -> None:
 
 
 def docs(check: bool, results: Path | None) -> None:
-    from pedbench.describe import check_pages, copy_results, write_pages
+    from pedbench.describe import check_pages, copy_pictures, copy_results, write_pages
 
     if check:
         return check_pages()
+    pictures: list[Path] = []
     if results is not None:
         copy_results(results)
-    print("\n".join(f"wrote {page}" for page in write_pages()) or "all pages are up to date")
+        pictures = copy_pictures(results)
+    written = [f"wrote {file}" for file in (*pictures, *write_pages())]
+    print("\n".join(written) or "all pages are up to date")
 
 
 def predict(run: Path, pictures: list[Path], out: Path | None, weights: Path | None) -> None:

@@ -41,7 +41,7 @@ from pedbench.engine import Fit, TrainingSet
 from pedbench.files import read_json, write_text
 from pedbench.manifest import read_manifest
 from pedbench.predict import normalisation, predict_logits
-from pedbench.runs import RunConfig, refusal
+from pedbench.runs import RunConfig, device_of, refusal
 from pedbench.train import Job, build_model, make_task
 
 KEY = ("dataset", "split", "method", "variant")
@@ -109,7 +109,7 @@ def kept_by_runs(folders: list[Path]) -> dict[str, Any]:
     if not adapters[0].is_file():
         return {}
     found: dict[str, Any] = {"adapter_bytes": adapters[0].stat().st_size}
-    devices = {read_json(folder / "environment.json")["device_name"] for folder in folders}
+    devices = {device_of(read_json(folder / "environment.json")) for folder in folders}
     if len(devices) == 1:
         seconds = mean(read_json(folder / "cost.json")["seconds_fit"] for folder in folders)
         found |= {"seconds_fit": _rounded(seconds), "device_of_runs": devices.pop()}

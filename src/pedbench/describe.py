@@ -23,6 +23,7 @@ from pedbench.tables.render import FIELDS, to_markdown
 from pedbench.tune import tuning_markdown
 
 RESULTS = "resources/embedded_results.csv"
+PICTURES = "docs/img"
 METHODS = "docs/methods.md"
 WITH_RESULTS = ("README.md", "docs/embedded-default.md")  # between these two lines:
 RUN_PLAN = "run the plan first: snakemake --cores all results/tables"
@@ -108,6 +109,18 @@ def copy_results(results: Path, out: Path = ROOT / RESULTS) -> None:
     table = table[(table["metric"] == "mA") | table["metric"].str.startswith("F1")]
     columns = [field for field in FIELDS if field != "name"]
     write_text(out, table.to_csv(columns=columns, index=False, float_format="%.6f"))
+
+
+def copy_pictures(results: Path, out: Path = ROOT / PICTURES) -> list[Path]:
+    """Bring the pictures in ``out`` that the plan drew again up to date; returns which changed."""
+    changed = []
+    for kept in sorted(out.glob("*.png")):
+        drawn = [results / folder / kept.name for folder in ("figures", "pictures")]
+        new = next((file.read_bytes() for file in drawn if file.is_file()), None)
+        if new is not None and new != kept.read_bytes():
+            kept.write_bytes(new)
+            changed.append(kept)
+    return changed
 
 
 def read_results(file: Path) -> pd.DataFrame:

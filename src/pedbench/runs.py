@@ -195,6 +195,11 @@ def environment(threads: int, device: dict[str, str], weights_sha256: str) -> di
     }
 
 
+def device_of(record: dict[str, Any]) -> str:
+    """The device that made a run: its model, or only its kind where the run did not note more."""
+    return record.get("device_name") or record.get("device") or "unknown device"
+
+
 def commit_of(record: dict[str, Any]) -> str:
     """The commit that made a run; as git says it, "-dirty" if files had been changed since."""
     return f"{record.get('commit')}{'-dirty' if record.get('dirty') else ''}"

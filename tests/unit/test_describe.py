@@ -149,3 +149,15 @@ def test_words_of_the_page(make, given, shown):
 def test_cells_with_a_bar_stay_one_cell():
     rows = [*describe.table(("a", "b"), [("int | None", "x")])]
     assert rows == ["| a | b |", "| --- | --- |", "| int \\| None | x |", ""]
+
+
+def test_pictures_of_the_docs_follow_the_plans(tmp_path):
+    docs, figures = tmp_path / "docs", tmp_path / "results/figures"
+    for folder, names in ((docs, "ab"), (figures, "bc")):
+        folder.mkdir(parents=True)
+        for name in names:
+            (folder / f"{name}.png").write_bytes(str(folder).encode())
+    assert describe.copy_pictures(tmp_path / "results", docs) == [docs / "b.png"]
+    assert (docs / "b.png").read_bytes() == (figures / "b.png").read_bytes()
+    assert sorted(file.name for file in docs.iterdir()) == ["a.png", "b.png"]
+    assert describe.copy_pictures(tmp_path / "results", docs) == []

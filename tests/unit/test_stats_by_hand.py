@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers import fake_results
+from scipy.stats import norm
 
 from pedbench.collect import collect, select
 from pedbench.manifest import read_manifest, write_manifest
@@ -23,7 +24,7 @@ RESAMPLES = 150
 
 @pytest.fixture(scope="module")
 def code() -> list[str]:
-    """The blocks: in a dozen lines, settings, bootstrap, permutation, Holm, blocks."""
+    """The blocks: in twenty lines, settings, bootstrap, permutation, Holm, blocks."""
     section = DOCS.read_text(encoding="utf-8").partition("## By hand")[2]
     blocks = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
     assert len(blocks) == 6 and "pedbench" not in "".join(blocks)
@@ -59,7 +60,7 @@ def settings(code: list[str], root: Path, row: dict[str, Any]) -> dict[str, Any]
     return names | wanted
 
 
-def test_a_dozen_lines(code, root):
+def test_twenty_lines(code, root):
     short, names = code[0], {}
     for old, new in (
         ('"results"', repr(str(root))),
@@ -72,7 +73,7 @@ def test_a_dozen_lines(code, root):
     exec(short, names)
     tests = read_stats(root / "stats" / VS_BASELINE)
     row = select(tests, dataset="a", split="standard", metric="mA", method="full")
-    assert names["p"] == pytest.approx(row["p"].item(), rel=1e-4)
+    assert names["p"] == pytest.approx(row["p"].item(), rel=1e-5)
 
 
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # a draw without positives
@@ -83,11 +84,19 @@ def test_every_p_value_against_the_baseline(code, root):
         names = settings(code, root, row)  # type: ignore[arg-type]
         exec(code[2] + code[3], names)
         for column in ("difference", "se_images", "se_seeds", "p", "p_permutation"):
-            close = pytest.approx(row[column], rel=1e-4 if column == "p" else 1e-6)
+            close = pytest.approx(row[column], rel=1e-5 if column == "p" else 1e-6)
             assert names[column] == close, (row, column)
         exec(code[4], names)
         place = tests.query(f"split == '{row['split']}'")
         np.testing.assert_allclose(names["p_holm"], place["p_holm"], rtol=1e-6)
+
+
+def test_one_seed_by_hand(code, root):
+    row = {"dataset": "a", "split": "standard", "metric": "mA", "method": "full"}
+    names = settings(code, root, row | {"variant": "default"}) | {"pairs": [(0, 0)]}
+    exec(code[2], names)
+    z = abs(names["difference"]) / names["se_images"]
+    assert names["se_seeds"] == 0 and names["p"] == pytest.approx(2 * norm.sf(z), rel=1e-5)
 
 
 @pytest.mark.parametrize("metric", ["mA", "F1"])

@@ -21,6 +21,7 @@ from pedbench.config import ROOT, read_protocol, resolve
 from pedbench.contracts import PedbenchError
 from pedbench.describe import copy_results, fill, read_results
 from pedbench.files import read_json, write_json, write_text
+from pedbench.runs import device_of
 from pedbench.score import score_runs
 from pedbench.stats import write_stats
 from pedbench.tables.cost import ppt
@@ -200,6 +201,7 @@ def test_the_caption_states_the_settings_and_the_notes_the_departures(tables):
     ):
         assert part in text, part
     assert "native 2:1 input" not in text
+    assert device_of({"device": "cpu"}) == "cpu"  # of a run that noted no more
     made_by = "commit c0ffee, torch 2.0, Fake CPU, 1 thread: "
     assert made_by in (tables / "tables/notes.md").read_text()
     for name in ("notes.md", "index.md", "index.html"):

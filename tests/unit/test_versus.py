@@ -29,7 +29,7 @@ SHARED = ["difference", "ci_low", "ci_high", "se_images", "se_seeds", "p", "p_ho
 def lab(tmp_path_factory) -> Path:
     """Our results, and the same imported as ``lab``."""
     root = tmp_path_factory.mktemp("lab")
-    finish(fake_results(root / "results", skill=SKILL, seeds=(0, 1), images=60))
+    finish(fake_results(root / "results", skill=SKILL, seeds=range(5), images=60))
     export_bundle(root / "results", root / "all.zip")
     import_bundle(root / "all.zip", "lab", root / "imported")
     return root
@@ -73,7 +73,7 @@ def test_the_verdict_in_words_and_the_seeds(lab):
     text = as_text(found, by_seed=True)
     assert "promptpar/deep is above linear_probe in mA and recall on a/standard." in text
     seeds = [s["difference"] for s in found.seeds]
-    means = [np.mean(seeds[:2]), np.mean(seeds[2:])]
+    means = [np.mean(seeds[:5]), np.mean(seeds[5:])]
     np.testing.assert_allclose(means, [test["difference"] for test in found.tests])
     assert "seed A" in text and "a/zero_shot" not in text and "One seed" not in text
     text = as_text(compare(lab, "lora", "linear_probe", ["a/standard"]))
@@ -192,14 +192,14 @@ def test_other_settings_and_places_are_told(lab, tmp_path):
 
 
 def test_seeds_of_one_side_alone_are_left_out_and_named(lab, tmp_path):
-    """Seed 2 is in the plan of the import, not in ours."""
-    finish(fake_results(tmp_path / "results", skill=SKILL, seeds=(1, 2), images=60))
+    """Seed 7 is in the plan of the import, not in ours."""
+    finish(fake_results(tmp_path / "results", skill=SKILL, seeds=(1, 7), images=60))
     export_bundle(tmp_path / "results", tmp_path / "b.zip", ["lora"])
     import_bundle(tmp_path / "b.zip", "more", tmp_path)
     found = versus("lora", "more:lora", lab / "results", tmp_path, ["a/standard"])
     assert found.notes == [
-        "a/standard: seeds 0 of lora left out",
-        "a/standard: seeds 2 of more:lora left out",
+        "a/standard: seeds 0, 2, 3, 4 of lora left out",
+        "a/standard: seeds 7 of more:lora left out",
     ]
     assert {(s["seed_a"], s["seed_b"]) for s in found.seeds} == {(1, 1)}
     assert "One seed: the test is about these trained weights" in as_text(found)
@@ -218,12 +218,12 @@ def test_one_trained_seed_is_one_pair_and_the_warning_says_so(lab, tmp_path):
     found = versus("linear_probe", "one:promptpar/deep", ours, imported, ["a/standard"])
     assert [test["seeds"] for test in found.tests] == [1, 1]
     assert {(s["seed_a"], s["seed_b"]) for s in found.seeds} == {(0, 0)}
-    assert found.notes == ["a/standard: seeds 1 of linear_probe left out"]
+    assert found.notes == ["a/standard: seeds 1, 2, 3, 4 of linear_probe left out"]
     assert "One seed: the test is about these trained weights" in as_text(found)
     with pytest.raises(PedbenchError, match="cannot be paired"):
         versus("linear_probe", "other:promptpar/deep", ours, imported)
     untrained = versus("linear_probe", "one:zero_shot", ours, imported)
-    assert {test["seeds"] for test in untrained.tests} == {2} and untrained.notes == []
+    assert {test["seeds"] for test in untrained.tests} == {5} and untrained.notes == []
 
 
 def test_other_weights_are_another_backbone(lab, tmp_path):

@@ -125,7 +125,7 @@ def _measured(definition: Definition, results: Results) -> list[Measured]:
 
 
 def _read(experiment: Experiment, row: Mapping[str, Any], results: Results) -> Measured:
-    device, of_runs = _device(row), _text(row["device_of_runs"])
+    device, of_runs = _device(row), _text(row.get("device_of_runs"))
     values = {**row, PPT.column: _ppt(experiment, row, results)}
     keys = [
         *(("", quantity) for quantity in (*ANYWHERE, PPT)),

@@ -14,7 +14,7 @@ from pedbench.files import read_json
 from pedbench.published import TOLERANCE, UNSTATED
 from pedbench.published import Row as Published
 from pedbench.results import display_name
-from pedbench.runs import commit_of, refusal
+from pedbench.runs import commit_of, device_of, refusal
 from pedbench.tables.definitions import Definition
 from pedbench.tables.model import BETTER, WORSE
 from pedbench.tables.source import Experiment, Results
@@ -121,8 +121,9 @@ def marks(tests: pd.DataFrame, alpha: float) -> list[str]:
         f"{BETTER} {WORSE}: above or below "
         f"{display_name(first['against_method'], first['against_variant'])} in "
         f"{' or '.join(dict.fromkeys(tests['metric']))} (paired bootstrap of the test "
-        f"{units}, p < {alpha} after Holm's correction over the {families} tests of a dataset and "
-        "split)."
+        f"{units}, variance of the seeds; p < {alpha} after Holm's correction over the {families} "
+        "tests of a dataset and split). No mark: not shown to differ, which with few seeds takes a "
+        "large difference."
     ]
 
 
@@ -149,9 +150,9 @@ def provenance(experiments: Sequence[Experiment]) -> list[str]:
 
 
 def _made_by(record: dict[str, Any]) -> str:
-    threads = f"{record['threads']} thread{'s' * (record['threads'] > 1)}"
     torch = record["packages"]["torch"]
-    return f"commit {commit_of(record)}, torch {torch}, {record['device_name']}, {threads}"
+    threads = f"{record['threads']} thread{'s' * (record['threads'] > 1)}"
+    return f"commit {commit_of(record)}, torch {torch}, {device_of(record)}, {threads}"
 
 
 def departures(specs: Sequence[Mapping[str, Any]]) -> list[str]:
