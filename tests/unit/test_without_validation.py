@@ -107,7 +107,7 @@ def test_tables_and_figures(results):
     arguments: Any = (long, stats, [results / "figures"], plan, results / "tables")
     write_tables(*arguments, **extra, definitions=str(definitions))
     rows = pd.read_csv(results / "tables/main.csv")
-    assert rows.filter(like="mA").notna().to_numpy().all()
+    assert len(rows) == 8 and rows["mean"].notna().to_numpy().all()
     assert "| – |" in (results / "tables/bias.md").read_text()
 
 
