@@ -54,8 +54,9 @@ class RunConfig:
 
     def store(self, prepared: Path | None) -> Path | None:
         """The index of its prepared pictures below the folder ``prepared``, if there is one."""
-        name = store_of(self.dataset, self.backbone, self.protocol.resize)
-        return None if prepared is None else prepared / f"{name}.json"
+        if prepared is None:
+            return None
+        return prepared / f"{store_of(self.dataset, self.backbone, self.protocol.resize)}.json"
 
 
 def store_of(dataset: str, backbone: str, resize: str) -> str:
