@@ -100,6 +100,7 @@ def prepare(tmp_path, manifest, backbone, monkeypatch):
         write_json(tmp_path / folder / "config.json", {**names, "backbone": "random", **spec})
         write_json(tmp_path / "weights.json", {"sha256": backbone.weights_sha256, "file": None})
         write_manifest(manifest, tmp_path / "noise.parquet")
-        return tmp_path / folder / "config.json", tmp_path / "noise.parquet", tmp_path / "weights.json"
+        settings = tmp_path / folder / "config.json"
+        return settings, tmp_path / "noise.parquet", tmp_path / "weights.json"
 
     return inputs

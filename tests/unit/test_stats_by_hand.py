@@ -93,7 +93,8 @@ def test_every_p_value_against_the_baseline(code, root):
 
 def test_one_seed_by_hand(code, root):
     row = {"dataset": "a", "split": "standard", "metric": "mA", "method": "full"}
-    names = settings(code, root, row | {"variant": "default"}) | {"pairs": [(0, 0)]}
+    names = settings(code, root, row | {"variant": "default"})
+    names["pairs"] = [(0, 0)]
     exec(code[2], names)
     z = abs(names["difference"]) / names["se_images"]
     assert names["se_seeds"] == 0 and names["p"] == pytest.approx(2 * norm.sf(z), rel=1e-5)
