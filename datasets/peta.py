@@ -25,6 +25,7 @@ the real ``PETA.mat``.
 
 from __future__ import annotations
 
+import csv
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ from typing import Any
 import numpy as np
 
 from pedbench.contracts import (
+    SUBSETS,
     Attribute,
     BaseDataset,
     DatasetSpec,
@@ -46,6 +48,7 @@ from pedbench.formats.fakes import cell, divide, noise, write_mat
 from pedbench.formats.labels import columns, decoded, subset_of_rows, trainval
 from pedbench.formats.layout import Pictures, release_folder
 from pedbench.formats.matlab import field, positions, read_mat
+from pedbench.paths import resource
 
 BIBTEX = """
 @inproceedings{deng2014peta,
@@ -119,7 +122,7 @@ SOURCES = (
 )  # fmt: skip
 LICENCE = "research use only, citing the papers of CUHK and CASIA; obtained from CUHK's MMLAB"
 IMAGES = 19_000
-POSITIVES = {"all": 159_846, "train and val": 95_887, "test": 63_959}  # of the first partition
+POSITIVES = "datasets/positives_peta.csv"  # of each attribute, in the first partition
 AGES = (198, 18_798, 4)  # images that show none, one and two of the four ages
 BLANK = ["09933.png"]  # the images without any of the attributes
 OBTAIN = "obtain the unified release (images/00001.png ... 19000.png and PETA.mat)"
@@ -355,24 +358,38 @@ def _read_partitions(
 def _wrong_sums(
     images: Sequence[str], labels: np.ndarray, standard: Sequence[Subset | None]
 ) -> Iterator[str]:
-    """Sums over the labels of the release, which shifted columns do not have."""
-    in_test = np.array([subset == "test" for subset in standard])
-    per_image = labels.sum(1, dtype=np.int64)
-    found = {
-        "all": int(per_image.sum()),
-        "train and val": int(per_image[~in_test].sum()),
-        "test": int(per_image[in_test].sum()),
-    }
+    """Sums over the labels of the release, which shifted or exchanged columns do not have."""
+    advice = "columns are shifted or exchanged, or labels were changed: obtain the released file"
+    wrong = _wrong_positives(labels, standard)
+    if wrong:
+        more = f" and {len(wrong) - 3} other attributes" if len(wrong) > 3 else ""
+        yield f"positive labels: {'; '.join(wrong[:3])}{more}; {advice}"
     names = [a.name for a in ATTRIBUTES]
     first, last = names.index("personalLess30"), names.index("personalLarger60")
     of_ages = labels[:, first : last + 1].sum(1)
     ages = tuple(np.bincount(of_ages, minlength=len(AGES)).tolist())
-    blank = [images[row] for row in np.flatnonzero(per_image == 0).tolist()]
-    advice = "columns are shifted or labels were changed: obtain the released file"
-    for part, wanted in POSITIVES.items():
-        if found[part] != wanted:
-            yield f"{found[part]:,} positive labels in {part}, {wanted:,} expected; {advice}"
+    blank = [images[row] for row in np.flatnonzero(~labels.any(1)).tolist()]
     if ages != AGES:
         yield f"images of 0, 1, 2 ages: {ages}, {AGES} expected; {advice}"
     if blank != BLANK:
         yield f"{len(blank)} images without any attribute, only {BLANK[0]} expected; {advice}"
+
+
+def _wrong_positives(labels: np.ndarray, standard: Sequence[Subset | None]) -> list[str]:
+    """Of each attribute whose positives in train, val or test are not those of the release."""
+    of = np.array(standard)
+    found = {subset: labels[of == subset].sum(0, dtype=np.int64) for subset in SUBSETS}
+    with resource(POSITIVES).open(encoding="utf-8", newline="") as stream:
+        wanted = {row["attribute"]: row for row in csv.DictReader(stream)}
+    wrong = []
+    for column, name in enumerate(a.name for a in ATTRIBUTES):
+        has = [int(found[subset][column]) for subset in SUBSETS]
+        should = [int(wanted[name][subset]) for subset in SUBSETS]
+        if has != should:
+            wrong.append(f"'{name}' has {_three(has)}, {_three(should)} expected")
+    return wrong
+
+
+def _three(numbers: Sequence[int]) -> str:
+    pairs = zip(SUBSETS, numbers, strict=True)
+    return ", ".join(f"{number:,} in {subset}" for subset, number in pairs)

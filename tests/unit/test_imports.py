@@ -27,7 +27,13 @@ LAYERS = (
 )
 PLUGINS_MAY = {
     "method": ("contracts", "nn", "tasks"),
-    "dataset": ("contracts", "world", "formats", "datasets"),  # PETA-ZS is PETA, divided anew
+    "dataset": (
+        "contracts",
+        "world",
+        "formats",
+        "paths",
+        "datasets",
+    ),  # PETA-ZS is PETA, divided anew
 }
 
 

@@ -155,6 +155,15 @@ def test_the_file_of_another_dataset_is_recognised(root):
     assert "'peta' is no struct" in look(root).problems[0]
 
 
+def test_partitions_of_another_shape_are_told(root):
+    partitions = raw(root, "partion_attribute").copy()
+    for wrong, told in ((partitions[0, 0], "str"), (np.ones((5, 3)), "ndarray")):
+        change(root, partion_attribute=wrong)
+        said = "\n".join(look(root).problems)
+        assert f"{told} in place of a struct with the field 'train'" in said
+        assert "obtain it again" in said
+
+
 def test_counts_of_the_release_are_asked_for(root):
     told = "\n".join(look(root, {}).problems)
     for split, subset, images, persons in (
@@ -237,11 +246,30 @@ def test_mistake_09_labels_shifted_in_a_file_of_full_size(tmp_path):
     peta.fake_annotation(tmp_path / "PETA.mat", np.random.default_rng(0), 19_000, 8699)
     with pytest.raises(PedbenchError) as told:
         peta.read_annotation(tmp_path / "PETA.mat")
-    assert "positive labels in all, 159,846 expected; columns are shifted" in str(told.value)
-    assert "in train and val, 95,887 expected" in str(told.value)
-    assert "in test, 63,959 expected" in str(told.value)
+    assert "995 in train, 210 in val, 725 in test expected" in str(told.value)
+    assert "and 32 other attributes; columns are shifted" in str(told.value)
     assert "(198, 18798, 4) expected" in str(told.value)
     assert "images without any attribute, only 09933.png expected" in str(told.value)
+
+
+def test_mistake_09_exchanged_columns_have_other_positives():
+    """As where two names changed places: totals and ages are right then."""
+    with resource("datasets/positives_peta.csv").open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    standard = np.repeat(SUBSETS, [9500, 1900, 7600])
+    labels = np.zeros((19_000, len(NAMES)), np.int8)
+    for subset in SUBSETS:
+        first = np.argmax(standard == subset)
+        for column, row in enumerate(rows):
+            labels[first : first + int(row[subset]), column] = 1
+    male, jeans = NAMES.index("personalMale"), NAMES.index("lowerBodyJeans")
+    images = [f"{number:05d}.png" for number in range(1, 19_001)]
+    told = peta._wrong_sums(images, labels, standard.tolist())
+    assert not [problem for problem in told if "positive labels" in problem]
+    labels[:, [male, jeans]] = labels[:, [jeans, male]]
+    told = list(peta._wrong_sums(images, labels, standard.tolist()))
+    assert "'personalMale' has" in told[0] and "'lowerBodyJeans' has" in told[0]
+    assert "other attributes" not in told[0]
 
 
 def test_mistake_10_indices_that_start_at_0(root):
@@ -464,5 +492,18 @@ def test_real_columns_shifted_by_four_are_noticed(real, tmp_path):
     fields["attribute"] = cell([*names[4:], *names[:4]])
     fields["selected_attribute"] = np.array([*range(5, 36), *range(106, 110)])[None]
     savemat(tmp_path / "PETA.mat", {"peta": fields}, oned_as="column")
-    with pytest.raises(PedbenchError, match="159,846 expected; columns are shifted"):
+    with pytest.raises(PedbenchError, match="other attributes; columns are shifted"):
         peta.read_annotation(tmp_path / "PETA.mat")
+
+
+def test_real_columns_with_exchanged_names_are_noticed(real, tmp_path):
+    struct = loadmat(os.environ["PEDBENCH_PETA_MAT"])["peta"][0, 0]
+    names = [str(name[0]) for name in struct["attribute"][:, 0]]
+    male, jeans = names.index("personalMale"), names.index("lowerBodyJeans")
+    names[male], names[jeans] = names[jeans], names[male]
+    fields = {name: struct[name] for name in struct.dtype.names} | {"attribute": cell(names)}
+    savemat(tmp_path / "PETA.mat", {"peta": fields}, oned_as="column")
+    with pytest.raises(PedbenchError) as told:
+        peta.read_annotation(tmp_path / "PETA.mat")
+    (line,) = str(told.value).splitlines()
+    assert "'lowerBodyJeans' has" in line and "'personalMale' has" in line
