@@ -197,7 +197,7 @@ def _read(path: Path, attributes: Sequence[Attribute]) -> tuple[list[Target], np
                 f"{path}: {target.image} has {len(target.codes)} labels, but there are "
                 f"{len(names)} attributes; the file was changed: obtain it again"
             )
-        if PurePosixPath(target.picture).parts[0] not in SUBSETS:
+        if (PurePosixPath(target.picture).parts or ("",))[0] not in SUBSETS:
             raise PedbenchError(
                 f"{path}: '{target.picture}' does not start with {', '.join(SUBSETS)}: the file "
                 "was changed, and its subsets cannot be told: obtain it again"

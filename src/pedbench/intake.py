@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import traceback
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -86,6 +87,12 @@ def examine(
             lines = str(error).splitlines()
         except OSError as error:
             lines = [f"{error.filename}: cannot be read ({error.strerror or error})"]
+        except (AttributeError, LookupError, TypeError, ValueError) as error:
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            lines = [
+                f"annotation of an unexpected shape ({error!r} in {Path(place.filename).name}, "
+                f"line {place.lineno}); the file was changed: obtain the released one"
+            ]
     if lines:
         return Findings((), tuple(f"{name}: {line}" for line in lines), tuple(remarks))
     if not records:

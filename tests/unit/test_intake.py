@@ -260,6 +260,14 @@ def test_what_cannot_be_read_is_one_line(root, monkeypatch):
     assert problem(root) == f"listed: {root}/labels.csv: cannot be read (Permission denied)"
 
 
+@pytest.mark.parametrize("line", ["00.png,0", "00.png,zero,train,0,1"])
+def test_an_annotation_of_another_shape_is_one_line(root, line):
+    edit(root, "00.png,0,train,0,1", line)
+    said = problem(root)
+    assert said.startswith("listed: annotation of an unexpected shape (ValueError(")
+    assert "in test_intake.py, line " in said and "obtain the released one" in said
+
+
 def test_remarks_reach_the_manifest_and_other_warnings_their_reader(root, tmp_path, monkeypatch):
     whole = Listed.records
 
@@ -291,15 +299,16 @@ def test_doctor_on_a_whole_folder(doctor, root, monkeypatch, capsys):
     before = snapshot(root)
     code, said = doctor("--decode")
     assert code == 0 and said == (
-        f"Listed in {root} (none)\nok    standard: train 12, val 6, test 6\nall is well\n"
+        f"Listed in {root} (none)\nsplit standard: train 12, val 6, test 6\nall is well\n"
     )
     assert snapshot(root) == before
     monkeypatch.setenv("PEDBENCH_ROOT_LISTED", str(root))
     assert main(["doctor", "--dataset", "listed"]) == 0
     monkeypatch.delenv("PEDBENCH_ROOT_LISTED")
     assert main(["doctor", "--dataset", "listed"]) == 1
-    assert "name the folder of listed with --root, or set PEDBENCH_ROOT_LISTED" in (
-        capsys.readouterr().err
+    assert (
+        "name the folder of listed with --root, with 'roots' in the config, or set PEDBENCH_"
+        in (capsys.readouterr().err)
     )
 
 

@@ -147,6 +147,18 @@ def test_a_row_in_two_subsets_is_refused(name, root):
 
 
 @both
+def test_a_file_of_another_shape_is_told(name, root):
+    whole = struct_of(root)
+    version = {"rapv1": rap.V1, "rapv2": rap.V2}[name]
+    rewrite(root, {**whole, version.identities: "persons"})
+    assert "annotation of an unexpected shape" in problem_of(name, root)
+    rewrite(root, {**whole, version.halves: np.ones((3, 3))})
+    assert "ndarray in place of a struct with the field 'train_identity'" in problem_of(name, root)
+    write_mat(root / MAT, {"RAP_annotation": np.ones((3, 3))})
+    assert "ndarray in place of a struct" in problem_of(name, root)
+
+
+@both
 def test_mistake_10_indices_from_0(name, root):
     struct = struct_of(root)
     for part in struct["partion" if name == "rapv1" else "partition_attribute"]:

@@ -105,6 +105,8 @@ def test_both_annotation_files_are_told_at_once(root):
 
 
 def test_a_picture_of_no_subset_is_refused(root):
+    edit(root, lambda found: found["images"][0].update(file_name=""))
+    assert "'' does not start with train, val, test" in look(root).problems[0]
     edit(root, lambda found: found["images"][0].update(file_name="0--Parade/0.jpg"))
     (problem,) = look(root).problems
     assert "'0--Parade/0.jpg' does not start with train, val, test" in problem

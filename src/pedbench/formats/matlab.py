@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -95,11 +96,16 @@ def read_either(path: Path) -> dict[str, Any]:
     return read_hdf5(path) if path.is_file() and h5py.is_hdf5(path) else read_mat(path)
 
 
-def field(path: Path, struct: dict[str, Any], *names: str) -> Any:
+def field(path: Path, struct: Any, *names: str) -> Any:
     """The field of a struct under the first of ``names`` that it has, for misspellings circulate.
 
-    Raises PedbenchError listing the fields that are there.
+    Raises PedbenchError listing the fields that are there, or when ``struct`` is none.
     """
+    if not isinstance(struct, Mapping):
+        raise PedbenchError(
+            f"{path}: {type(struct).__name__} in place of a struct with the field '{names[0]}'; "
+            "the file was changed: obtain it again"
+        )
     for name in names:
         if name in struct:
             return struct[name]
