@@ -46,7 +46,7 @@ from pedbench.contracts import (
 )
 from pedbench.formats.fakes import cell, divide, noise, write_mat
 from pedbench.formats.labels import columns, decoded, subset_of_rows, trainval
-from pedbench.formats.layout import Pictures, release_folder
+from pedbench.formats.layout import Pictures, folders, release_folder
 from pedbench.formats.matlab import field, positions, read_mat
 from pedbench.paths import resource
 
@@ -261,7 +261,7 @@ def _folder(root: Path) -> Path:
 
 
 def _likely_causes(root: Path) -> Iterator[str]:
-    places = (root, *sorted(p for p in root.glob("*") if p.is_dir()))
+    places = (root, *folders(root)) if root.is_dir() else ()
     pickles = [p for place in places for p in sorted(place.glob("*.pkl"))]
     if pickles and not any((place / "PETA.mat").exists() for place in places):
         yield (

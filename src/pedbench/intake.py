@@ -96,7 +96,7 @@ def examine(
     if lines:
         return Findings((), tuple(f"{name}: {line}" for line in lines), tuple(remarks))
     if not records:
-        nothing = f"{name}: no images found below {root}; check the folder named under 'roots'"
+        nothing = f"{name}: no images found below {root}; check the path"
         return Findings((), (nothing,), tuple(remarks))
     problems = [
         *_wrong_records(dataset, records),

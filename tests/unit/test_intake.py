@@ -109,9 +109,47 @@ def test_mistake_01_one_folder_too_deep(root, tmp_path):
 
 def test_mistake_02_another_level_is_named(root):
     assert f"did you mean {root}?" in problem(root / "images")
-    assert problem(root / "nowhere").endswith("no such folder; correct the path under 'roots' in "
-                                              "the config")  # fmt: skip
+    assert problem(root / "nowhere").endswith("nowhere: no such folder; correct the path")
     assert "is a file; name the folder that holds it" in problem(root / "labels.csv")
+
+
+def test_mistake_02_what_is_missing_is_told_of_the_folder_that_comes_nearest(root, tmp_path):
+    alone = tmp_path / "alone"
+    (alone / "images").mkdir(parents=True)
+    (alone / "notes").mkdir()
+    other = f"; another copy is at {root}"
+    assert problem(alone) == (
+        f"listed: {alone}: labels.csv not found there (nor in {alone}/images, {alone}/notes){other}"
+    )
+    shutil.move(alone / "images", alone / "notes/images")
+    assert problem(alone) == f"listed: {alone}/notes: labels.csv not found there{other}"
+    shutil.copy(root / "labels.csv", alone)
+    assert problem(alone) == f"listed: {alone}: images not found there{other}"
+
+
+@pytest.mark.parametrize("locked", ["root", "neighbour", "inside"])
+def test_folders_that_may_not_be_read_hide_no_other_error(root, tmp_path, monkeypatch, locked):
+    mine = tmp_path / "mine"
+    (mine / "lost+found").mkdir(parents=True)
+    shut = {"root": mine, "neighbour": root, "inside": mine / "lost+found"}[locked]
+    monkeypatch.setattr(os, "access", lambda path, mode: path != shut)  # the tests may be root's
+
+    def refused(self):
+        if self == shut:
+            raise PermissionError(13, "Permission denied", str(self))
+        return iter([self / name for name in os.listdir(self)])
+
+    monkeypatch.setattr(Path, "iterdir", refused)
+    missing, other = "labels.csv, images not found there", f"; another copy is at {root}"
+    assert (
+        problem(mine)
+        == f"listed: {mine}: "
+        + {
+            "root": "you may not read this folder; ask its owner for permission",
+            "neighbour": f"{missing} (nor in {mine}/lost+found)",
+            "inside": f"{missing}{other}",
+        }[locked]
+    )
 
 
 def test_mistake_03_what_systems_leave_is_not_seen(root):

@@ -17,36 +17,46 @@ Wanted = str | tuple[str, ...]  # a relative path, or several any of which will 
 def release_folder(root: Path, *wanted: Wanted) -> Path:
     """The folder that holds all of ``wanted``: ``root``, or the only folder in it that does.
 
-    Raises PedbenchError that says what was looked for and where, what is missing, and which
-    neighbour of ``root`` would do.
+    Raises PedbenchError that says what was looked for and where, what is missing of what comes
+    nearest, and which neighbour of ``root`` would do. Folders that cannot be read are passed over.
     """
     if not root.exists():
-        raise PedbenchError(f"{root}: no such folder; correct the path under 'roots' in the config")
+        raise PedbenchError(f"{root}: no such folder; correct the path")
     if not root.is_dir():
-        raise PedbenchError(f"{root}: is a file; name the folder that holds it under 'roots'")
-    inside = _folders(root)
+        raise PedbenchError(f"{root}: is a file; name the folder that holds it")
+    if not _readable(root):
+        raise PedbenchError(f"{root}: you may not read this folder; ask its owner for permission")
+    inside = folders(root)
     for candidates in ([root], inside):
         fitting = [folder for folder in candidates if not missing(folder, wanted)]
         if len(fitting) == 1:
             return fitting[0]
         if fitting:
             raise PedbenchError(
-                f"{root}: several folders in it are a release ({_names(fitting)}); name one of "
-                "them under 'roots'"
+                f"{root}: several folders in it are a release ({_names(fitting)}); name one of them"
             )
-    deeper = [folder for one in inside for folder in _folders(one)]
-    around = (*deeper, root.parent, *_folders(root.parent))
-    near = [folder for folder in around if not missing(folder, wanted)]
-    hint = f"; did you mean {near[0]}?" if near else ""
-    looked = f" (nor in {_names(inside[:3])})" if inside else ""
-    lacking = ", ".join(missing(root, wanted))
-    raise PedbenchError(f"{root}: {lacking} not found there{looked}{hint}")
+    best = min((root, *inside), key=lambda folder: len(missing(folder, wanted)))
+    lacking = missing(best, wanted)
+    looked = [f for f in inside if best == root and set(lacking) <= set(missing(f, wanted))]
+    nor = f" (nor in {_names(looked[:3])})" if looked else ""
+    hint = _hint(root, inside, wanted)
+    raise PedbenchError(f"{best}: {', '.join(lacking)} not found there{nor}{hint}")
+
+
+def _hint(root: Path, inside: Sequence[Path], wanted: Sequence[Wanted]) -> str:
+    """Where else the release is."""
+    deeper = [folder for one in inside for folder in folders(one)]
+    for folder in (*deeper, root.parent):
+        if not missing(folder, wanted):
+            return f"; did you mean {folder}?"
+    copies = [folder for folder in folders(root.parent) if not missing(folder, wanted)]
+    return f"; another copy is at {copies[0]}" if copies else ""
 
 
 def missing(folder: Path, wanted: Sequence[Wanted]) -> list[str]:
     """Which of ``wanted`` are not in ``folder``, in words."""
     choices = [(one,) if isinstance(one, str) else one for one in wanted]
-    return [" or ".join(c) for c in choices if not any((folder / name).exists() for name in c)]
+    return [" or ".join(c) for c in choices if not any(os.path.exists(folder / name) for name in c)]
 
 
 def first_of(folder: Path, *names: str) -> Path:
@@ -108,9 +118,16 @@ def is_picture(file: Path | os.DirEntry[str]) -> bool:
     return ending in SUFFIXES and not file.name.startswith("._")
 
 
-def _folders(folder: Path) -> list[Path]:
-    hidden = (".", "__MACOSX")
-    return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(hidden))
+def folders(folder: Path) -> list[Path]:
+    """The folders in ``folder`` that can be read and are not hidden; none if it cannot be."""
+    hidden, inside = (".", "__MACOSX"), folder.iterdir() if _readable(folder) else ()
+    return sorted(
+        p for p in inside if p.is_dir() and _readable(p) and not p.name.startswith(hidden)
+    )
+
+
+def _readable(folder: Path) -> bool:
+    return os.access(folder, os.R_OK | os.X_OK)
 
 
 def _names(folders: Sequence[Path]) -> str:

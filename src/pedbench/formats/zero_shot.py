@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from pedbench.contracts import SUBSETS, PedbenchError, Remark, Subset
+from pedbench.formats.layout import folders
 from pedbench.formats.pickles import read_pickle
 
 PICKLE = "dataset_zs_run0.pkl"  # of five draws the papers use this one
@@ -21,8 +22,7 @@ SHARES = (0.6, 0.8)  # of the persons: where train ends and where val ends
 def find_pickle(root: Path, folder: Path) -> Path | None:
     """The pickle of the published division in ``root``, the release's ``folder``, or one folder
     down; None, with a Remark that says where to get it, if it is in none of these."""
-    inside = [sorted(p for p in place.iterdir() if p.is_dir()) for place in (root, folder)]
-    places = list(dict.fromkeys([folder, root, *inside[1], *inside[0]]))
+    places = list(dict.fromkeys([folder, root, *folders(folder), *folders(root)]))
     for place in places:
         if (place / PICKLE).is_file():
             return place / PICKLE
