@@ -60,6 +60,7 @@ COUNTS = {"train": 11_241, "val": 3826, "test": 3933}  # from the literature
 
 class Dataset(Peta):
     inputs = ("datasets/peta.py",)
+    FOLDER_OF = "peta"
     SPEC = DatasetSpec(
         title="PETA-ZS",
         licence=LICENCE,

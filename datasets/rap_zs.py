@@ -50,6 +50,7 @@ COUNTS = {"train": 17_062, "val": 4_648, "test": 4_928}
 
 
 class Dataset(BaseDataset):
+    FOLDER_OF = "rapv2"
     SPEC = DatasetSpec(
         title="RAP-ZS",
         licence=RAPv2.SPEC.licence,

@@ -162,10 +162,10 @@ def parser() -> argparse.ArgumentParser:
         "--configfile",
         type=Path,
         default=Path("config/config.yaml"),
-        help="the plan (default: %(default)s)",
+        help="the plan, or where the dataset's folder and options stand (default: %(default)s)",
     )
     one.add_argument("--dataset", metavar="NAME", help="check this dataset's folder instead")
-    one.add_argument("--root", type=Path, help="the folder (default: $PEDBENCH_ROOT_NAME)")
+    one.add_argument("--root", type=Path, help="the folder (default: as in a run of the plan)")
     one.add_argument("--decode", action="store_true", help="decode every image to its last pixel")
     one.add_argument(
         "--any-counts", action="store_true", help="accept other numbers of images than published"
@@ -401,9 +401,12 @@ def doctor(
 ) -> int:
     from pedbench.doctor import examine, examine_dataset
 
-    if dataset is None:
-        return examine(configfile)
-    return examine_dataset(dataset, root, decode, {"check_counts": not any_counts})
+    if dataset is not None:
+        options = {"check_counts": False} if any_counts else {}
+        return examine_dataset(configfile, dataset, root, decode, options)
+    if root is not None or decode or any_counts:
+        raise PedbenchError("--root, --decode and --any-counts need --dataset NAME")
+    return examine(configfile)
 
 
 def plan(config: dict[str, Any], out: Path) -> None:

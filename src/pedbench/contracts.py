@@ -229,6 +229,7 @@ class BaseDataset:
     # beside its own and its parents': the DAG watches them
     PARENTS: ClassVar[Mapping[str, type[BaseDataset]]] = {}  # datasets it is made of; their folders
     # are generate()'s option "roots"
+    FOLDER_OF: ClassVar[str] = ""  # the dataset whose folder it is read from, unless given its own
 
     def generate(self, root: Path, options: Mapping[str, Any]) -> None:
         """Make the dataset below ``root`` unless it is there with these options. Only datasets

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from pedbench.contracts import SUBSETS, PedbenchError
+from pedbench.contracts import SUBSETS, BaseDataset, PedbenchError, Record
 
 FREE_GIGABYTES = 1.0  # the embedded default writes about a tenth of this
 Check = Callable[[], str]
@@ -29,31 +28,63 @@ def examine(configfile: Path) -> int:
     return failures
 
 
-def examine_dataset(name: str, root: Path | None, decode: bool, options: Mapping[str, Any]) -> int:
+def examine_dataset(
+    configfile: Path, name: str, root: Path | None, decode: bool, options: Mapping[str, Any]
+) -> int:
     """Print everything that is off in a dataset's folder; the number of problems is the exit
-    status. Nothing is written."""
+    status. Nothing is written. The folder is ``root`` or the one that a run of ``configfile``
+    reads; ``options`` lie over its ``dataset_options``."""
+    from pedbench.config import check_config, read_yaml
     from pedbench.intake import decoded, examine, header
+    from pedbench.plan import root_of
     from pedbench.registry import load_dataset
 
-    dataset, variable = load_dataset(name), f"PEDBENCH_ROOT_{name.upper()}"
-    root = root or Path(os.environ.get(variable, ""))
-    if root == Path():
-        parents = " and ".join(dataset.PARENTS)
-        instead = f"; or examine {parents}, of which it is made" if parents else ""
-        raise PedbenchError(f"name the folder of {name} with --root, or set {variable}{instead}")
+    dataset = load_dataset(name)
+    file = configfile.resolve() if configfile.is_file() else configfile  # else the repository's
+    config = check_config(read_yaml(file), str(configfile))
+    folder = root or root_of(config, name)
+    if folder is None:
+        raise PedbenchError(_no_folder(name, dataset))
+    root, options = Path(folder), {**config["dataset_options"].get(name, {}), **options}
     found = examine(name, dataset, root, options, look=decoded if decode else header)
     print(f"{dataset.SPEC.title} in {root} ({dataset.SPEC.licence})")
-    for split in dataset.SPEC.splits:
-        inside = Counter(r.subset[split] for r in found.records if split in r.subset)
+    sizes = _sizes(dataset, found.records)
+    for split, inside in sizes.items():
         if inside:
-            print(f"ok    {split}: {', '.join(f'{n} {inside[n]}' for n in SUBSETS if inside[n])}")
+            print(f"split {split}: {', '.join(f'{n} {inside[n]}' for n in SUBSETS if inside[n])}")
     for remark in found.remarks:
         print(f"note  {remark}")
     for problem in found.problems:
         print(f"FAIL  {problem}")
     count = len(found.problems)
-    print("all is well" if not count else f"{count} to mend, each said above")
+    print(f"{count} to mend, each said above" if count else f"all is well{_unusable(sizes)}")
     return min(count, 100)
+
+
+def _no_folder(name: str, dataset: BaseDataset) -> str:
+    parents = " and ".join(dataset.PARENTS)
+    instead = f"; or examine {parents}, of which it is made" if parents else ""
+    return (
+        f"name the folder of {name} with --root, with 'roots' in the config, or set "
+        f"PEDBENCH_ROOT_{name.upper()}{instead}"
+    )
+
+
+def _sizes(dataset: BaseDataset, records: Sequence[Record]) -> dict[str, Counter[str]]:
+    """Split -> subset -> number of images, of every split that the dataset can have."""
+    return {
+        split: Counter(r.subset[split] for r in records if split in r.subset)
+        for split in dataset.SPEC.splits
+    }
+
+
+def _unusable(sizes: Mapping[str, Counter[str]]) -> str:
+    """What to add where splits lack images to train on or to test with."""
+    lacking = [split for split, inside in sizes.items() if not (inside["train"] and inside["test"])]
+    if not lacking:
+        return ""
+    splits = "1 split" if len(lacking) == 1 else f"{len(lacking)} splits"
+    return f", but {splits} cannot be used: {', '.join(lacking)} (no train or no test images)"
 
 
 def _checks(configfile: Path) -> Iterator[tuple[str, Check]]:
@@ -108,7 +139,8 @@ def _read(configfile: Path) -> Any:
 
 def _config(configfile: Path) -> str:
     plan = _read(configfile)
-    return f"{configfile}: {len(plan.experiments)} experiments in {len(plan.batches)} jobs"
+    said = f"{configfile}: {len(plan.experiments)} experiments in {len(plan.batches)} jobs"
+    return "\nnote  ".join((said, *plan.notes))
 
 
 def _weights(configfile: Path) -> str:

@@ -310,6 +310,7 @@ def make_plan(config: Mapping[str, Any], source: str = "config") -> Plan:
         tuple(notes),
     )
     _check_checkpoints(plan, source)
+    _check_scored_alike(plan, source)
     for e in plan.experiments:
         if plain(e.spec["protocol"])["selection"] == "best_val_mA" and plan.lacks_validation(e):
             raise PedbenchError(
@@ -512,10 +513,10 @@ def _at_hand(
         name: f" ({folder} is no folder)" if folder else ""
         for dataset, folders in needed.items()
         for name, folder in folders.items()
-        if folder is None or (skip and not Path(folder).is_dir() and dataset not in read)
+        if folder is None or not (Path(folder).is_dir() or dataset in read)
     }
     if absent and not skip:
-        raise PedbenchError("\n".join(_not_obtained(source, name) for name in absent))
+        raise PedbenchError("\n".join(_no_data(source, *entry) for entry in absent.items()))
     here = [place for place in places if not absent.keys() & needed[place[0]]]
     if absent:
         first = next(iter(absent))
@@ -531,14 +532,20 @@ def _at_hand(
 
 def _needed(config: Mapping[str, Any], name: str) -> dict[str, str | None]:
     """The obtained datasets that ``name`` is read from, and their folders as far as we are told."""
-    dataset, root = registry.load_dataset(name), _root(config, name)
-    if type(dataset).generate is registry.BaseDataset.generate:
+    dataset, root = registry.load_dataset(name), root_of(config, name)
+    obtained = type(dataset).generate is registry.BaseDataset.generate
+    if obtained or (root and dataset.PARENTS):
         return {name: root}
-    return {} if root else {parent: _root(config, parent) for parent in dataset.PARENTS}
+    return {parent: root_of(config, parent) for parent in dataset.PARENTS}
 
 
-def _not_obtained(source: str, name: str) -> str:
+def _no_data(source: str, name: str, why: str) -> str:
     spec = registry.load_dataset(name).SPEC
+    if why:
+        return (
+            f"{source}: roots: {name} ({spec.title}): no data{why}; correct the path there, or in "
+            f"PEDBENCH_ROOT_{name.upper()}"
+        )
     return (
         f"{source}: roots: {name} ({spec.title}) must be obtained first ({spec.licence}); then "
         f"name its folder, roots: {{{name}: /path/to/it}}, or set PEDBENCH_ROOT_{name.upper()}"
@@ -614,6 +621,28 @@ def _check_checkpoints(plan: Plan, source: str) -> None:
             )
 
 
+def _check_scored_alike(plan: Plan, source: str) -> None:
+    """No two experiments of a dataset differ in what their test scores mean: `collect` would
+    refuse them, after the training."""
+    for dataset in plan.sources:
+        seen: dict[str, str] = {}
+        for e in plan.experiments:
+            if e.dataset == dataset:
+                seen.setdefault(_scoring(plain(e.spec["protocol"])), e.key)
+        if len(seen) > 1:
+            (one, first), (other, second) = list(seen.items())[:2]
+            raise PedbenchError(
+                f"{source}: {first} and {second} cannot stand in one table: one is scored with "
+                f"{one}, the other with {other}; give both the same, or make two plans with "
+                "results folders of their own"
+            )
+
+
+def _scoring(protocol: Mapping[str, Any]) -> str:
+    unknown = "counted as negative" if protocol["unknown_labels"] == "negative" else "left out"
+    return f"threshold {protocol['threshold']}, f1 {protocol['f1']}, unknown test labels {unknown}"
+
+
 def _comparison(
     source: str, config: Mapping[str, Any], runs: Mapping[Place, list[Choice]], notes: list[str]
 ) -> Comparison:
@@ -653,7 +682,7 @@ def _audited(
 
 
 def _source(source: str, config: Mapping[str, Any], name: str) -> Source:
-    dataset, root, results = registry.load_dataset(name), _root(config, name), config["results"]
+    dataset, root, results = registry.load_dataset(name), root_of(config, name), config["results"]
     generated = type(dataset).generate is not registry.BaseDataset.generate
     options = config["dataset_options"].get(name, {})
     try:
@@ -675,9 +704,14 @@ def _manifest(config: Mapping[str, Any], name: str) -> str:
     return f"{config['results']}/manifests/{name}.parquet"
 
 
-def _root(config: Mapping[str, Any], name: str) -> str | None:
-    """Where the user has a dataset, as far as they say."""
-    return config["roots"].get(name, os.environ.get(f"PEDBENCH_ROOT_{name.upper()}"))
+def root_of(config: Mapping[str, Any], name: str) -> str | None:
+    """Where the user has a dataset, as far as they say: in ``roots`` or else the environment. One
+    that is read from the folder of another may be named by that."""
+    root = config["roots"].get(name) or os.environ.get(f"PEDBENCH_ROOT_{name.upper()}")
+    if root:
+        return os.path.expanduser(root)
+    other = registry.load_dataset(name).FOLDER_OF
+    return root_of(config, other) if other else None
 
 
 def runs_of(document: Mapping[str, Any]) -> Iterator[tuple[Mapping[str, Any], int, Path]]:

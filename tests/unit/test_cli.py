@@ -6,6 +6,7 @@ import subprocess
 import sys
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
@@ -81,6 +82,65 @@ def test_doctor_checks_the_weights_named_in_the_config(tmp_path):
         doctor._weights(tmp_path / "c.yaml")
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(config))
     assert doctor._weights(tmp_path / "c.yaml").startswith("tiny_clip, sha256 ")
+
+
+@pytest.fixture
+def division(tmp_path, monkeypatch):
+    """A folder of PETA without the published zero-shot division, and a config that names it."""
+    for name in ("PETA", "PETA_ZS"):
+        monkeypatch.delenv(f"PEDBENCH_ROOT_{name}", raising=False)
+    root = tmp_path / "data"
+    dataset = registry.load_dataset("peta_zs")
+    dataset.fake(root, np.random.default_rng(0))
+    for pickle in root.rglob("*.pkl"):
+        pickle.unlink()
+    config = yaml.safe_load((ROOT / "config/smoke.yaml").read_text())
+    config |= {"roots": {"peta": str(root)}}
+    config |= {"dataset_options": {"peta_zs": {"check_counts": False}}}
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(config))
+    return root, tmp_path / "c.yaml"
+
+
+def test_doctor_reads_folder_and_options_of_the_config(division, capsys):
+    """And names the splits that cannot be used."""
+    root, config = division
+    assert main(["doctor", "--dataset", "peta_zs", "--configfile", str(config)]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].startswith(f"PETA-ZS in {root} (")
+    assert [line.split(":")[0] for line in said if line.startswith("split ")] == [
+        "split zero_shot_rebuilt"
+    ]
+    assert said[-1] == (
+        "all is well, but 2 splits cannot be used: zero_shot, zero_shot_trainval (no train or no "
+        "test images)"
+    )
+    assert main(["doctor", "--dataset", "peta_zs", "--root", str(root)]) > 0  # counts are checked
+
+
+def test_doctor_takes_the_folder_it_stands_in(division, monkeypatch, capsys):
+    root, _ = division
+    monkeypatch.chdir(root)
+    assert main(["doctor", "--dataset", "peta_zs", "--root", ".", "--any-counts"]) == 0
+    assert "PETA-ZS in . (" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("option", [["--root", "."], ["--decode"], ["--any-counts"]])
+def test_doctor_ignores_no_option(option, capsys):
+    assert main(["doctor", *option]) == 1
+    assert "need --dataset NAME" in capsys.readouterr().err
+
+
+def test_doctor_tells_what_a_plan_leaves_out(tmp_path):
+    config = yaml.safe_load((ROOT / "config/smoke.yaml").read_text())
+    config["datasets"] = [*config["datasets"], "peta/trainval"]
+    config |= {"roots": {"peta": "/nowhere"}, "absent_data": "skip"}
+    config |= {"results": str(tmp_path)}
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(config))
+    said = doctor._config(tmp_path / "c.yaml").splitlines()
+    assert said[1].startswith("note  no data, so left out: peta (/nowhere is no folder)")
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(config | {"absent_data": "refuse"}))
+    with pytest.raises(PedbenchError, match=r"roots: peta \(PETA\): no data \(/nowhere is no "):
+        doctor._config(tmp_path / "c.yaml")
 
 
 @pytest.mark.parametrize("kind", ["method", "dataset"])

@@ -289,16 +289,55 @@ class Obtained(BaseDataset):
     SPEC = DatasetSpec("PETA", "research only", (), ("standard",))
 
 
-def test_real_data_needs_a_folder(monkeypatch):
+def test_real_data_needs_a_folder(monkeypatch, tmp_path):
     monkeypatch.setattr(module.registry, "datasets", lambda: ("peta",))
     monkeypatch.setattr(module.registry, "load_dataset", lambda name: Obtained())
     config = {**CONFIG, "datasets": ["peta/standard"]}
     with fails("c.yaml: roots: peta (PETA) must be obtained first (research only); then name"):
         make_plan(config, "c.yaml")
-    monkeypatch.setenv("PEDBENCH_ROOT_PETA", "/data/peta")
-    assert make_plan(config).sources["peta"].root == "/data/peta"
-    named = {**config, "roots": {"peta": "/disk/peta"}}
-    assert make_plan(named).sources["peta"].root == "/disk/peta"
+    monkeypatch.setenv("PEDBENCH_ROOT_PETA", "")
+    with fails("c.yaml: roots: peta (PETA) must be obtained first"):
+        make_plan({**config, "roots": {"peta": ""}}, "c.yaml")
+    for name in ("data", "disk"):
+        (tmp_path / name).mkdir()
+    monkeypatch.setenv("PEDBENCH_ROOT_PETA", str(tmp_path / "data"))
+    assert make_plan(config).sources["peta"].root == f"{tmp_path}/data"
+    monkeypatch.setenv("HOME", str(tmp_path))
+    named = {**config, "roots": {"peta": "~/disk"}}
+    assert make_plan(named).sources["peta"].root == f"{tmp_path}/disk"
+    wrong = {**config, "roots": {"peta": "/nowhere"}, "results": str(tmp_path)}
+    with fails("c.yaml: roots: peta (PETA): no data (/nowhere is no folder); correct the path th"):
+        make_plan(wrong, "c.yaml")
+    write_json(tmp_path / "manifests/peta.parquet", {})  # read once: the folder may be removed
+    assert make_plan(wrong).sources["peta"].root == "/nowhere"
+
+
+def test_a_division_of_another_dataset_is_read_from_its_folder(monkeypatch, tmp_path):
+    for name in ("PETA", "PETA_ZS", "RAPV2", "RAP_ZS"):
+        monkeypatch.delenv(f"PEDBENCH_ROOT_{name}", raising=False)
+    base, own = tmp_path / "base", tmp_path / "own"
+    base.mkdir()
+    own.mkdir()
+    monkeypatch.setenv("PEDBENCH_ROOT_PETA", str(base))
+    config = {**CONFIG, "datasets": ["peta_zs/zero_shot", "rap_zs/zero_shot"]}
+    config["roots"] = {"rapv2": str(base)}
+    assert {s.root for s in make_plan(config).sources.values()} == {str(base)}
+    config["roots"]["peta_zs"] = str(own)
+    assert [s.root for s in make_plan(config).sources.values()] == [str(own), str(base)]
+
+
+def test_runs_that_are_scored_differently_are_refused_before_they_train():
+    """`collect` would refuse them afterwards; other settings of the training may differ."""
+    sweep = {"dataset": "synthetic_a/standard", "method": "linear_probe"}
+    key = "synthetic_a/standard/linear_probe/default"
+    for parameter, good, bad in (
+        ("unknown_labels", ["negative_in_training", "ignored"], "negative"),
+        ("threshold", [0.5], 0.4),
+    ):
+        one = {**sweep, "parameter": parameter, "values": good}
+        assert make_plan({**CONFIG, "sweeps": {"x": one}}).sweeps
+        with fails(f"c.yaml: synthetic_a/standard/zero_shot/default and {key}-{parameter}{bad}"):
+            make_plan({**CONFIG, "sweeps": {"x": {**one, "values": [*good, bad]}}}, "c.yaml")
 
 
 def test_every_dataset_without_a_folder_is_named_at_once(monkeypatch):
