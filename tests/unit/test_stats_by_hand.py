@@ -93,7 +93,7 @@ def test_every_p_value_against_the_baseline(code, root):
 
 def test_one_seed_by_hand(code, root):
     row = {"dataset": "a", "split": "standard", "metric": "mA", "method": "full"}
-    names = settings(code, root, row | {"variant": "default"})
+    names = settings(code, root, row | {"variant": "default", "unit": "image"})
     names["pairs"] = [(0, 0)]
     exec(code[2], names)
     z = abs(names["difference"]) / names["se_images"]

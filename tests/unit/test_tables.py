@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,6 +22,7 @@ from pedbench.config import ROOT, read_protocol, resolve
 from pedbench.contracts import PedbenchError
 from pedbench.describe import copy_results, fill, read_results
 from pedbench.files import read_json, write_json, write_text
+from pedbench.manifest import read_manifest, write_manifest
 from pedbench.runs import device_of
 from pedbench.score import score_runs
 from pedbench.stats import write_stats
@@ -209,6 +211,52 @@ def test_the_caption_states_the_settings_and_the_notes_the_departures(tables):
         assert page.count("native 2:1 input") == 1 and page.count("Linear probe: lr") == 1
 
 
+@pytest.fixture(scope="module")
+def odd(tmp_path_factory):
+    """Dataset a with unknown labels and remarks, b with neither, c with both but no run."""
+    root = tmp_path_factory.mktemp("odd")
+    skill = {"zero_shot": 0.2, "linear_probe": 1.0}
+    results = fake_results(root, ("a", "b"), ("standard",), skill, {0, 1}, images=30)
+    a, b = (read_manifest(results.manifests[name]) for name in ("a", "b"))
+    said = (f"{a.root}/train: 3 files\nare no images", "counts were not checked")
+    write_manifest(replace(a, remarks=said), results.manifests["a"])
+    labels = [column for column in b.rows if column.startswith("label:")]
+    known = b.rows.assign(
+        **{c: b.rows[c].where(b.rows["split:standard"] != "test", 1) for c in labels}
+    )
+    write_manifest(replace(b, rows=known), results.manifests["b"])
+    write_manifest(replace(a, dataset="c", remarks=said), root / "manifests/c.parquet")
+    return Fake(results)
+
+
+def test_captions_and_notes_tell_what_is_odd_about_the_data(odd):
+    one = {"title": "T", "metrics": ["mA"]}
+    defined = {name: one | {"places": [f"{name}/standard"]} for name in ("a", "b")}
+    defined |= {"both": one, "cost": {"title": "C", "kind": "cost"}}
+    defined |= {"bias": {"title": "B", "kind": "selection", "metrics": ["mA"]}}
+    more = {name: odd.root / f"{name}.csv" for name in ("cost", "selection")}
+    for name, text in (("cost", COST), ("selection", SELECTION)):
+        more[name].write_text(text)
+    out = odd.write("tables", defined, **more)
+    unknown = "Unknown labels in the test images of a are left out. See notes.md: remarks on a."
+    for name in ("a", "both", "cost", "bias"):
+        assert (out / f"{name}.md").read_text().count(unknown) == 1, name
+    text = (out / "b.md").read_text()
+    assert "Unknown labels" not in text and "notes.md" not in text
+    notes = (out / "notes.md").read_text()
+    lines = "- a/train: 3 files are no images\n- counts were not checked\n"
+    assert f"## Remarks on a\n\n{lines}" in notes and notes.count("Remarks on") == 1
+
+
+def test_the_caption_follows_how_unknown_labels_are_treated(odd):
+    for file in odd.root.glob("runs/a/standard/*/default/config.json"):
+        config = read_json(file)
+        config["protocol"]["unknown_labels"] = {"value": "negative", "from": "x.yaml"}
+        write_json(file, config)
+    out = odd.write("negative", {"both": {"title": "T", "metrics": ["mA"]}})
+    assert "in the test images of a count as negative." in (out / "both.md").read_text()
+
+
 def test_latex_is_balanced_escaped_and_uses_booktabs(tables):
     tex = (tables / "tables" / "standard.tex").read_text()
     label = r"\label{tab:standard}"
@@ -300,6 +348,12 @@ def test_cite_reads_the_csvs(tables):
     assert in_table(tables / "tables/paper/table_1.csv") == ((), ())
 
 
+def test_a_split_that_no_table_names_has_one():
+    (other,) = (d for d in read_definitions() if d.split == "other")
+    assert other.has_split("peta_to_pa100k") and other.has_split("trainval_2")
+    assert not any(other.has_split(split) for split in ("standard", "trainval", "zero_shot"))
+
+
 @pytest.fixture(scope="module")
 def peta(tmp_path_factory):
     """A plan with two datasets of the papers."""
@@ -345,8 +399,9 @@ def test_published_and_measured_rows_stand_apart_and_definitions_too(peta):
 
 def test_tables_of_variants_read_their_settings(peta):
     """The shipped ablations, ours and the paper's, of whatever the plan runs of them."""
-    shown = cells(peta / "mm_layers.md")
-    assert shown["Method"][:2] == ["Fusion", "Layers"]
+    assert not (peta / "mm_layers.md").exists()  # of standard splits, which the plan has not
+    assert "my_method" in cells(peta / "trainval.md") and not (peta / "other_splits.md").exists()
+    shown = cells(peta / "paper/table_6.md")
     assert [shown[f"PromptPAR ({name})"][:2] for name in ("mlp", "region deep", "mm2")] == [
         ["mlp", "–"],
         ["mm_former", "1"],
@@ -528,7 +583,7 @@ def test_rows_that_ran_on_some_places_only_can_be_left_out():
         ({"rows": ["promptpr"]}, "rows: unknown method 'promptpr'; did you mean 'promptpar'?"),
         ({"rows": ["promptpar/mm3"]}, "mine.rows: method 'promptpar' has no variant 'mm3'"),
         ({"baseline": "lorra"}, "baseline: unknown method 'lorra'; did you mean 'lora'?"),
-        ({"split": "standrd"}, "split: 'standrd' is not one of ['standard', 'zero_shot']"),
+        ({"split": "standrd"}, "did you mean 'standard'?"),
         ({"places": ["a"]}, "dataset/split, e.g. peta/standard"),
         ({"split": "standard", "places": ["a/standard"]}, "exclude each other"),
         ({"kind": "costs"}, "kind: 'costs' is not one of"),

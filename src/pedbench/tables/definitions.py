@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
+from itertools import chain
 from typing import Any, Literal
 
 from pedbench import published, registry
@@ -34,6 +35,7 @@ METRICS = {
 OF_EPOCHS = ("mA", "Acc", "Prec", "Recall", "F1", "F1_instance", "F1_harmonic")  # selection.csv's
 FACTS = ("backbone", "parameters_trained", "parameters_trained_M")  # of a run, besides settings
 NONE = "none"  # no baseline
+OTHER = "other"  # every split that no other table names
 PLACED = ("split", "places", "complete", "metrics")
 ALLOWED = {  # keys of each kind, besides those of all
     "scores": (*PLACED, "baseline", "average", "columns", "published"),
@@ -70,6 +72,7 @@ class Definition:
     kind: Kind = "scores"
     caption: str = ""
     split: str | None = None
+    named: tuple[str, ...] = ()  # where ``split`` is OTHER: those of the other tables
     places: tuple[str, ...] | None = None
     rows: tuple[Variant, ...] | None = None
     complete: bool = False
@@ -79,6 +82,10 @@ class Definition:
     columns: tuple[Lead, ...] = ()
     published: published.Selection | None = None
     labels: Mapping[str, str] = field(default_factory=dict)  # place -> the papers' name of it
+
+    def has_split(self, split: str) -> bool:
+        """Whether a table of ``split``, or of all, is about it."""
+        return split not in self.named if self.split == OTHER else self.split in (None, split)
 
     @property
     def where(self) -> str:
@@ -95,7 +102,9 @@ class Definition:
 def read_definitions(file: str = DEFINITIONS) -> list[Definition]:
     """All tables, in the file's order. Raises PedbenchError for the first mistake in it."""
     raw = check_schema(read_yaml(file), SCHEMA, file)
-    return [_read(name, entry) for name, entry in raw.items()]
+    found = [_read(name, entry) for name, entry in raw.items()]
+    named = tuple(sorted({d.split for d in found if d.split} - {OTHER}))
+    return [replace(d, named=named) if d.split == OTHER else d for d in found]
 
 
 def variant_of(entry: str) -> Variant:
@@ -114,6 +123,9 @@ def _read(name: str, entry: Mapping[str, Any]) -> Definition:
             raise PedbenchError(f"{where}: '{key}' means nothing in a table of kind {kind}")
     if "split" in entry and "places" in entry:
         raise PedbenchError(f"{where}: 'split' and 'places' exclude each other; delete one")
+    if entry.get("split", OTHER) not in (OTHER, "standard", "trainval", "zero_shot"):
+        of_each = (registry.load_dataset(dataset).SPEC.splits for dataset in registry.datasets())
+        _known(f"{where}.split", "split", entry["split"], sorted(set(chain(*of_each))))
     for metric in entry.get("metrics", ()):
         _known(f"{where}.metrics", "metric", metric, OF_EPOCHS if kind == "selection" else METRICS)
     for i, column in enumerate(entry.get("columns", ())):
