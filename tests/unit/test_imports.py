@@ -27,13 +27,8 @@ LAYERS = (
 )
 PLUGINS_MAY = {
     "method": ("contracts", "nn", "tasks"),
-    "dataset": (
-        "contracts",
-        "world",
-        "formats",
-        "paths",
-        "datasets",
-    ),  # PETA-ZS is PETA, divided anew
+    # one dataset may be another's images, divided anew: PETA-ZS those of PETA
+    "dataset": ("contracts", "world", "formats", "paths", "datasets"),
 }
 
 

@@ -154,6 +154,7 @@ rule track:
 rule tables:
     input:
         plan=f"{RESULTS}/plan.json",
+        manifests=[source.manifest for source in PLAN.sources.values()],
         long=f"{RESULTS}/long.parquet",
         stats=f"{RESULTS}/stats",
         cost=f"{RESULTS}/cost.csv",

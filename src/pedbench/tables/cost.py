@@ -14,6 +14,7 @@ from pedbench.results import display_name
 from pedbench.tables.definitions import Definition
 from pedbench.tables.model import Block, Cell, Column, Row, Table
 from pedbench.tables.source import Experiment, Place, Results, place_of, row_of
+from pedbench.tables.text import of_data
 
 PPT_CONSTANT = 1e7  # C of the PPT score
 
@@ -108,7 +109,8 @@ def cost_table(definition: Definition, results: Results) -> Table | None:
     places = list(dict.fromkeys(place_of(variant.experiment) for variant in found))
     block = Block("", rows, *(places[0] if len(places) == 1 else ("", "")))
     columns = tuple(_column(*key, devices, of_runs) for key in keys)
-    caption = _caption(definition, places, devices, of_runs)
+    about = of_data([variant.experiment for variant in found], results)
+    caption = " ".join([_caption(definition, places, devices, of_runs), *about])
     return Table(definition.name, definition.title, caption, (), columns, (block,), align="right")
 
 

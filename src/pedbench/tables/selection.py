@@ -9,7 +9,8 @@ from pedbench.results import display_name, headline
 from pedbench.tables.definitions import METRICS, Definition
 from pedbench.tables.model import Block, Cell, Column, Row, Table, cell_of
 from pedbench.tables.scores import label_of
-from pedbench.tables.source import Results, variants
+from pedbench.tables.source import Results, place_of, variants
+from pedbench.tables.text import of_data
 
 COLUMNS = {  # name -> label and how it comes from selection.csv
     "last_epoch": "last epoch",
@@ -38,10 +39,10 @@ def selection_table(definition: Definition, results: Results) -> Table | None:
     )
     labels = _labels(definition, results)
     pairs = [(metric, column) for metric in labels for column in COLUMNS]
-    blocks = []
+    blocks, shown = [], results.shown(definition)
     for dataset, split in results.places(definition):
         rows = []
-        for method, variant in variants(results.shown(definition)):
+        for method, variant in variants(shown):
             own = select(table, dataset=dataset, split=split, method=method, variant=variant)
             if len(own):
                 cells = tuple(_cell(own, *pair) for pair in pairs)
@@ -54,7 +55,9 @@ def selection_table(definition: Definition, results: Results) -> Table | None:
         Column(labels[metric], COLUMNS[column], metric=f"{labels[metric]} {column}")
         for metric, column in pairs
     )
-    caption = " ".join(filter(None, (CAPTION, definition.caption)))
+    places = {(block.dataset, block.split) for block in blocks}
+    about = of_data([e for e in shown if place_of(e) in places], results)
+    caption = " ".join(filter(None, (CAPTION, definition.caption, *about)))
     return Table(definition.name, definition.title, caption, (), columns, tuple(blocks))
 
 

@@ -11,7 +11,9 @@ from typing import Any
 import pandas as pd
 
 from pedbench.config import plain
+from pedbench.contracts import UNKNOWN
 from pedbench.files import read_json
+from pedbench.manifest import Manifest
 from pedbench.tables.definitions import Definition, Variant
 
 Experiment = Mapping[str, Any]  # dataset, split, method, variant, seeds, folder
@@ -21,11 +23,13 @@ Place = tuple[str, str]  # dataset, split
 @dataclass(frozen=True)
 class Results:
     """What a plan has run. ``scores``: the long table's test rows of ``experiments``, in percent;
-    ``versus`` and ``pairs``: the tests against the plan's ``baseline`` and of all pairs; ``cost``
-    and ``selection``: the CSV files of these names, None where there is none."""
+    ``manifests``: of their datasets; ``versus`` and ``pairs``: the tests against the plan's
+    ``baseline`` and of all pairs; ``cost`` and ``selection``: the CSV files of these names, None
+    where there is none."""
 
     experiments: Sequence[Experiment]
     scores: pd.DataFrame
+    manifests: Mapping[str, Manifest]
     versus: pd.DataFrame
     pairs: pd.DataFrame
     alpha: float
@@ -37,6 +41,13 @@ class Results:
     def specs(self) -> Mapping[str, Mapping[str, Any]]:
         """Folder of an experiment -> its config.json."""
         return {e["folder"]: read_json(Path(e["folder"]) / "config.json") for e in self.experiments}
+
+    @cached_property
+    def with_unknown(self) -> frozenset[Place]:
+        """Where labels of test images are unknown."""
+        every = {place_of(e) for e in self.experiments}
+        tested = {(d, s): self.manifests[d].subset(s, "test").labels for d, s in every}
+        return frozenset(place for place, labels in tested.items() if (labels == UNKNOWN).any())
 
     @cached_property
     def protocol(self) -> Mapping[str, Any]:
@@ -60,7 +71,7 @@ class Results:
             run = {place_of(e) for e in self.experiments}
             return [p for p in named if p in run or "/".join(p) in definition.labels]
         every = dict.fromkeys(place_of(e) for e in self.experiments)
-        return [place for place in every if definition.split in (None, place[1])]
+        return [place for place in every if definition.has_split(place[1])]
 
 
 def place_of(experiment: Experiment) -> Place:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -11,13 +12,14 @@ import pandas as pd
 
 from pedbench.config import DEFAULT, plain, read_protocol
 from pedbench.files import read_json
+from pedbench.manifest import Manifest
 from pedbench.published import TOLERANCE, UNSTATED
 from pedbench.published import Row as Published
 from pedbench.results import display_name
 from pedbench.runs import commit_of, device_of, refusal
 from pedbench.tables.definitions import Definition
 from pedbench.tables.model import BETTER, WORSE
-from pedbench.tables.source import Experiment, Results
+from pedbench.tables.source import Experiment, Results, place_of
 
 F1_MEANING = {
     "F1_instance": "F1 (instance): mean of the F1 of each image",
@@ -31,6 +33,11 @@ MEANING = {
 SELECTION = {
     "last_epoch": "weights of the last epoch",
     "best_val_mA": "weights of the epoch with the best validation mA",
+}
+UNKNOWN_LABELS = {
+    "ignored": "are left out",
+    "negative_in_training": "are left out",
+    "negative": "count as negative",
 }
 UNITS = {"image": "images", "identity": "identities"}
 IN_WORDS = {
@@ -52,7 +59,8 @@ def caption(
     """What the numbers are, under which settings, and what the marks mean."""
     sentences = [definition.caption] if definition.caption else []
     if shown:
-        sentences += [*measured(shown, results), *parameters(definition, shown)]
+        sentences += [*measured(shown, results), *of_data(shown, results)]
+        sentences += parameters(definition, shown)
         if definition.average and len(results.places(definition)) > 1:
             sentences.append("Average: mean over the datasets, seed by seed.")
     meanings = {**MEANING, **F1_MEANING}
@@ -101,6 +109,30 @@ def measured(shown: Sequence[Experiment], results: Results) -> list[str]:
         f"threshold {protocol['threshold']}, "
         f"{' or '.join(SELECTION.get(str(name), str(name)) for name in kept)}.",
     ]
+
+
+def of_data(shown: Sequence[Experiment], results: Results) -> list[str]:
+    """What becomes of unknown labels in the test images of a table's datasets, and on which of
+    these there are remarks in notes.md."""
+    treated: dict[str, dict[str, None]] = {}
+    for e in shown:
+        if place_of(e) in results.with_unknown:
+            protocol = plain(results.specs[e["folder"]]["protocol"])
+            how = UNKNOWN_LABELS[protocol.get("unknown_labels", "ignored")]
+            treated.setdefault(how, {})[e["dataset"]] = None
+    sentences = [
+        f"Unknown labels in the test images of {', '.join(datasets)} {how}."
+        for how, datasets in treated.items()
+    ]
+    datasets = dict.fromkeys(e["dataset"] for e in shown)
+    remarked = [name for name in datasets if results.manifests[name].remarks]
+    return sentences + ([f"See notes.md: remarks on {', '.join(remarked)}."] if remarked else [])
+
+
+def remarks(manifest: Manifest) -> list[str]:
+    """What was noticed in a dataset's files, without the folder where its user keeps them."""
+    root = rf"(?<!\S){re.escape(str(manifest.root))}(?=[/:\s])"
+    return [re.sub(root, manifest.dataset, " ".join(r.split())) for r in manifest.remarks]
 
 
 def parameters(definition: Definition, shown: Sequence[Experiment]) -> list[str]:

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from pedbench.collect import read_csv, read_long, select
 from pedbench.files import empty_folder, read_captions, write_text
+from pedbench.manifest import read_manifest
 from pedbench.stats import ALL_PAIRS, INTERVALS, VS_BASELINE, read_stats
 from pedbench.tables.cost import cost_table
 from pedbench.tables.definitions import DEFINITIONS, Definition, Kind, read_definitions
@@ -30,7 +31,7 @@ from pedbench.tables.render import (
 from pedbench.tables.scores import scores_table
 from pedbench.tables.selection import selection_table
 from pedbench.tables.source import Experiment, Results
-from pedbench.tables.text import departures, provenance
+from pedbench.tables.text import departures, provenance, remarks
 from pedbench.tune import PRESET, tuning_markdown
 
 NOTES, TUNING, PER_ATTRIBUTE = "notes.md", "tuning.md", "per_attribute.csv"
@@ -100,9 +101,12 @@ def write_tables(
     empty_folder(out)
     experiments = [e for e in plan["experiments"] if e["in_tables"]]
     scores = test_scores(read_long(long), experiments)
+    datasets = dict.fromkeys(e["dataset"] for e in experiments)
+    manifests = {d: read_manifest(Path(plan["datasets"][d]["manifest"])) for d in datasets}
     results = Results(
         experiments=experiments,
         scores=scores,
+        manifests=manifests,
         versus=read_stats(stats / VS_BASELINE),
         pairs=read_stats(stats / ALL_PAIRS),
         alpha=plan["comparison"]["alpha"],
@@ -122,7 +126,8 @@ def write_tables(
     made_by = provenance(experiments)
     if len(made_by) > 1:
         tqdm.write(f"{out}: the tables mix runs of different versions or devices; see {NOTES}")
-    write_text(out / NOTES, notes(tables, settings, made_by))
+    noticed = {name: remarks(manifest) for name, manifest in manifests.items()}
+    write_text(out / NOTES, notes(tables, settings, made_by, noticed))
     tuned = PRESET in plan["presets"]
     if tuned:
         write_text(out / TUNING, tuning_markdown())
@@ -159,14 +164,21 @@ def per_attribute_csv(scores: pd.DataFrame) -> str:
     return found.drop(columns=["defined", "size"]).to_csv(index=False, float_format="%.4f")
 
 
-def notes(tables: Sequence[Table], settings: Sequence[str], made_by: Sequence[str]) -> str:
-    """What is too long for captions: settings, provenance, and remarks on published numbers."""
+def notes(
+    tables: Sequence[Table],
+    settings: Sequence[str],
+    made_by: Sequence[str],
+    noticed: Mapping[str, Sequence[str]],
+) -> str:
+    """What is too long for captions: settings, provenance, remarks on datasets and on published
+    numbers."""
     parts = ["# Notes on the tables", "## Settings", *_settings(settings)]
     parts += ["## Provenance", *_provenance(made_by)]
-    for table in tables:
-        if table.notes:
-            lines = "\n".join(f"- {markdown(note)}" for note in table.notes)
-            parts += [f"## {markdown(table.name)}: {markdown(table.title)}", lines]
+    about = {f"Remarks on {dataset}": lines for dataset, lines in noticed.items()}
+    about |= {f"{table.name}: {table.title}": table.notes for table in tables}
+    for heading, lines in about.items():
+        if lines:
+            parts += [f"## {markdown(heading)}", "\n".join(f"- {markdown(line)}" for line in lines)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -196,7 +208,7 @@ def index(
     links = {
         **COPIED,
         PER_ATTRIBUTE: "metrics of each attribute",
-        NOTES: "settings, published numbers",
+        NOTES: "settings, remarks on datasets, published numbers",
     }
     if tuned:
         links[TUNING] = "how each method was tuned, over which space"
