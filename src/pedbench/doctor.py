@@ -16,16 +16,18 @@ Check = Callable[[], str]
 
 
 def examine(configfile: Path) -> int:
-    """Print one line per check; the number of failed ones is the exit status."""
-    failures = 0
+    """Print one line per check; the exit status is the number of problems, each told once though
+    several checks may meet it."""
+    said: set[str] = set()
     for title, check in _checks(configfile):
         try:
             print(f"ok    {title}: {check()}")
         except PedbenchError as error:
-            failures += 1
-            print(f"FAIL  {title}: {error}")
-    print("all is well" if not failures else f"{failures} to mend, each said above")
-    return failures
+            if str(error) not in said:
+                print(f"FAIL  {title}: {error}")
+            said.add(str(error))
+    print("all is well" if not said else f"{len(said)} to mend, each said above")
+    return len(said)
 
 
 def examine_dataset(

@@ -130,7 +130,7 @@ def test_doctor_ignores_no_option(option, capsys):
     assert "need --dataset NAME" in capsys.readouterr().err
 
 
-def test_doctor_tells_what_a_plan_leaves_out(tmp_path):
+def test_doctor_tells_what_a_plan_leaves_out(tmp_path, capsys):
     config = yaml.safe_load((ROOT / "config/smoke.yaml").read_text())
     config["datasets"] = [*config["datasets"], "peta/trainval"]
     config |= {"roots": {"peta": "/nowhere"}, "absent_data": "skip"}
@@ -139,8 +139,10 @@ def test_doctor_tells_what_a_plan_leaves_out(tmp_path):
     said = doctor._config(tmp_path / "c.yaml").splitlines()
     assert said[1].startswith("note  no data, so left out: peta (/nowhere is no folder)")
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(config | {"absent_data": "refuse"}))
-    with pytest.raises(PedbenchError, match=r"roots: peta \(PETA\): no data \(/nowhere is no "):
-        doctor._config(tmp_path / "c.yaml")
+    assert main(["doctor", "--configfile", str(tmp_path / "c.yaml")]) == 1
+    said = capsys.readouterr().out
+    assert said.count("roots: peta (PETA): no data (/nowhere is no folder)") == 1
+    assert said.endswith("\n1 to mend, each said above\n")
 
 
 @pytest.mark.parametrize("kind", ["method", "dataset"])
