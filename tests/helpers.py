@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from pedbench.collect import collect
 from pedbench.contracts import Attribute
 from pedbench.files import digest, write_json
+from pedbench.intake import NOT_THE_RELEASE
 from pedbench.manifest import Manifest, write_manifest
 from pedbench.runs import PREDICTED, RunFolder
 from pedbench.score import score_runs
@@ -25,6 +26,11 @@ ATTRIBUTES = tuple(
     Attribute(n, "whole", f"with {n}", f"without {n}") for n in ("hat", "bag", "a_b")
 )
 SKILL = {"zero_shot": 0.2, "linear_probe": 1.0, "full": 1.6, "promptpar": 1.5}
+
+
+def beside_counts(remarks: Iterable[str]) -> list[str]:
+    """What is remarked on a fake tree, beside that its numbers are not those of the release."""
+    return [remark for remark in remarks if not remark.startswith(NOT_THE_RELEASE)]
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,7 @@ from pedbench.manifest import BOX, Manifest, decode, manifest_digest, write_mani
 from pedbench.phrases import words
 
 NAMED = 5  # of many files in one message
+NOT_THE_RELEASE = "not the release, accepted by 'check_counts: false'"
 
 
 @dataclass(frozen=True)
@@ -53,8 +54,9 @@ def build_manifest(
     """Read ``dataset`` below ``root``, check everything, decode every image, and write ``out``.
 
     ``options`` are those of the config's ``dataset_options``: ``check_counts: false`` accepts a
-    folder whose numbers of images or identities are not the published ones, ``phrases`` names a
-    file of words for the attributes. Raises PedbenchError with all problems that were found.
+    folder whose numbers of images or identities are not the published ones, with a remark;
+    ``phrases`` names a file of words for the attributes. Raises PedbenchError with all problems
+    that were found.
     """
     found = examine(name, dataset, root, options, look=decoded)
     if found.problems:
@@ -101,10 +103,14 @@ def examine(
     problems = [
         *_wrong_records(dataset, records),
         *_shared_identities(dataset, records),
-        *_wrong_pictures(root, records, look),
+        *_wrong_pictures(dataset, root, records, look),
     ]
+    wrong = _wrong_counts(dataset, options, records)
     if options.get("check_counts", True):
-        problems += _wrong_counts(dataset, options, records)
+        problems += _refused(dataset, wrong)
+    elif wrong:
+        told = "; ".join(wrong)
+        remarks.append(f"{NOT_THE_RELEASE}: {told}")
     remarks += _surplus(root, records)
     return Findings(records, tuple(f"{name}: {p}" for p in problems), tuple(remarks))
 
@@ -169,29 +175,39 @@ def _wrong_records(dataset: BaseDataset, records: Sequence[Record]) -> Iterator[
 def _wrong_counts(
     dataset: BaseDataset, options: Mapping[str, Any], records: Sequence[Record]
 ) -> list[str]:
-    advice = (
-        "The folder is incomplete or another release. Obtain it again (delete it if it is the "
-        "synthetic world), or accept it with 'check_counts: false' under dataset_options: then no "
-        "number is comparable with a published one."
-    )
-    expected, problems = dataset.expected(own_options(options)), []
+    """A line for each split that has other numbers of images or identities than the release."""
     there = {split for record in records for split in record.subset}
-    for what, counts in (("images", expected), ("identities", dataset.SPEC.identities)):
-        for split in sorted(counts.keys() & there):  # the reader remarks on those it cannot make
-            subsets = counts[split]
-            for subset, count in subsets.items():
+    wrong: dict[str, list[str]] = {}
+    for what, counts in (
+        ("images", dataset.expected(own_options(options))),
+        ("identities", dataset.SPEC.identities),
+    ):
+        for split in counts.keys() & there:  # the reader remarks on those it cannot make
+            for subset, count in counts[split].items():
                 inside = [r for r in records if r.subset.get(split) == subset]
-                found = len(inside)
-                if what == "identities":
-                    found = len({r.identity for r in inside} - {-1})
+                found = len(inside if what == "images" else {r.identity for r in inside} - {-1})
                 if found != count:
-                    problems.append(
-                        f"split '{split}', subset '{subset}': {found} {what} found, {count} "
-                        "expected"
-                    )
-    if problems:
-        problems[-1] += f". {advice}"  # once: of RAPv2 up to 25 numbers can be off
-    return problems
+                    told = f"{subset} {found} of {count} {what}"
+                    wrong.setdefault(split, []).append(told)
+    return [f"split '{split}': {', '.join(wrong[split])}" for split in sorted(wrong)]
+
+
+def _refused(dataset: BaseDataset, wrong: Sequence[str]) -> list[str]:
+    """`_wrong_counts` as problems; what to do is said once."""
+    if not wrong:
+        return []
+    return [
+        *wrong[:-1],
+        f"{wrong[-1]}. The folder is incomplete or of another release: {_anew(dataset)}; or accept "
+        "it with 'check_counts: false' under dataset_options: then no result compares with a "
+        "published one",
+    ]
+
+
+def _anew(dataset: BaseDataset) -> str:
+    if type(dataset).generate is not BaseDataset.generate and not dataset.PARENTS:
+        return "delete the folder, and it will be made anew"
+    return "restore it from your copy of the dataset or obtain it again"
 
 
 def _shared_identities(dataset: BaseDataset, records: Sequence[Record]) -> Iterator[str]:
@@ -210,7 +226,7 @@ def _shared_identities(dataset: BaseDataset, records: Sequence[Record]) -> Itera
 
 
 def _wrong_pictures(
-    root: Path, records: Sequence[Record], look: Callable[[Path], object]
+    dataset: BaseDataset, root: Path, records: Sequence[Record], look: Callable[[Path], object]
 ) -> Iterator[str]:
     files = sorted({record.file or record.image for record in records})
     missing, broken, outside = [], [], []
@@ -233,9 +249,8 @@ def _wrong_pictures(
                 found[0].append(found[1])
     if missing:
         yield (
-            f"{_some(missing, 'image')} missing of {len(files)} below {root}: the download or the "
-            "unpacking is incomplete; restore from your copy of the dataset (or delete the folder "
-            "if it is the synthetic world: it will be made anew)"
+            f"{_some(missing, 'image')} missing of {len(files)} below {root}: the folder is "
+            f"incomplete; {_anew(dataset)}"
         )
     if outside:
         yield (

@@ -171,13 +171,12 @@ def decode(path: Path, box: Sequence[float] | None = None) -> Image.Image:
         picture = Image.open(path).convert("RGB")
     except FileNotFoundError:
         raise PedbenchError(
-            f"{path}: image is missing; restore it from your copy of the dataset (or delete the "
-            "folder if it is the synthetic world: it will be made anew)"
+            f"{path}: image is missing; restore it, or obtain or make the dataset anew"
         ) from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise PedbenchError(
-            f"{path}: image is truncated or not an image ({error}); restore it from your copy of "
-            "the dataset (or delete the folder if it is the synthetic world)"
+            f"{path}: image is truncated or not an image ({error}); restore it, or "
+            "obtain or make the dataset anew"
         ) from error
     if box is None:
         return picture

@@ -284,10 +284,22 @@ def test_counts_of_images_and_persons(root):
     edit(root, "23.png,11,test", "23.png,10,test")
     edit(root, "22.png,11,test", "22.png,10,test")
     edit(root, "00.png,0,train", "00.png,0,val")
-    said = "\n".join(look(root).problems)
-    assert "split 'standard', subset 'train': 11 images found, 12 expected" in said
-    assert "split 'standard', subset 'test': 2 identities found, 3 expected" in said
-    assert "accept it with 'check_counts: false' under dataset_options" in said
+    told = "split 'standard': train 11 of 12 images, val 7 of 6 images, test 2 of 3 identities"
+    said = look(root).problems[-1]
+    assert said.startswith(f"listed: {told}. The folder is incomplete or of another release: ")
+    assert "restore it from your copy of the dataset or obtain it again; or accept it with" in said
+    found = look(root, any_counts=True)
+    assert not any("of 12 images" in line for line in found.problems)
+    assert found.remarks == (f"not the release, accepted by 'check_counts: false': {told}",)
+
+
+def test_only_of_a_dataset_that_is_made_the_folder_may_go(root, monkeypatch):
+    (root / "images/00.png").unlink()
+    assert "incomplete; restore it from your copy of the dataset or obtain it" in problem(root)
+    monkeypatch.setattr(Listed, "generate", lambda self, root, options: None)
+    assert "incomplete; delete the folder, and it will be made anew" in problem(root)
+    edit(root, "12.png,6,val", "12.png,6,test")
+    assert "another release: delete the folder, and it will be made" in look(root).problems[-1]
 
 
 def test_what_cannot_be_read_is_one_line(root, monkeypatch):
@@ -358,11 +370,13 @@ def test_doctor_tells_everything_at_once(doctor, root):
     edit(root, "23.png,11,test", "23.png,0,test")
     edit(root, "12.png,6,val,0", "12.png,6,val,7")
     edit(root, "13.png,6,val", "13.png,6,train")
-    for options, number in (((), 7), (("--any-counts",), 4), (("--any-counts", "--decode"), 5)):
+    for options, number in (((), 5), (("--any-counts",), 4), (("--any-counts", "--decode"), 5)):
         code, said = doctor(*options)
         assert code == number == said.count("FAIL  "), said
         assert f"{number} to mend, each said above" in said
-        assert said.count("note  ") == 1 and "new.png" in said
+        assert "note  1 image (images/new.png)" in said
+        assert said.count("note  ") == 1 + ("note  not the release, accepted by" in said)
+        assert ("train 13 of 12 images" in said.partition("FAIL")[0]) == bool(options)
 
 
 def snapshot(root: Path) -> dict[str, tuple[int, bytes]]:

@@ -235,7 +235,7 @@ def fill_the_disk(root: Path) -> None:
         (nothing, ("--config", "methods=[linear_prob]"), "unknown method 'linear_prob'; did you"),
         (lose_an_image, ONE_MORE, "images/00000_c0_000.png: image is missing; restore it"),
         (truncate_an_image, AGAIN, "images/00000_c0_000.png: image is truncated"),
-        (move_an_image_to_val, AGAIN, "split 'standard', subset 'train': 199 images found, 200 ex"),
+        (move_an_image_to_val, AGAIN, "split 'standard': train 199 of 200 images"),
         (damage_the_weights, (), "tiny_clip.safetensors is corrupt"),
         (put_a_file("stats"), (), "results/smoke/stats: is a file where a folder has to be"),
         (put_a_file("logs"), ONE_MORE, "results/smoke/logs: is a file where a folder has to be"),
