@@ -23,6 +23,7 @@ examples:
   pedbench new-method my_adapter          a new method from a working template
   pedbench predict --run results/runs/synthetic_a/standard/linear_probe/default/seed0 photos/
   pedbench doctor                         what is installed, found and missing
+  pedbench doctor --dataset peta --root /data/PETA    whether a dataset is complete
 """
 
 
@@ -312,14 +313,15 @@ def list_plugins(params: str | None) -> None:
             print(f"{key} = {field.default!r}  ({field.annotation})\n    {field.doc}")
         return
     variants = read_variants()
+    width = max(map(len, (*registry.methods(), *registry.datasets())))
     print("methods (methods/NAME.py; variants in config/variants.yaml)")
     for name in registry.methods():
-        print(f"  {name:16} {registry.summary('method', name)}")
+        print(f"  {name:{width}} {registry.summary('method', name)}")
         if variants.get(name):
-            print(f"  {'':16} variants: {', '.join(variants[name])}")
+            print(f"  {'':{width}} variants: {', '.join(variants[name])}")
     print("datasets (datasets/NAME.py)")
     for name in registry.datasets():
-        print(f"  {name:16} {registry.summary('dataset', name)}")
+        print(f"  {name:{width}} {registry.summary('dataset', name)}")
     for kind in ("protocol", "preset"):
         print(f"{kind}s (config/{kind}s/NAME.yaml)")
         print(f"  {', '.join(files_of(kind))}")

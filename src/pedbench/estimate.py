@@ -83,25 +83,36 @@ def describe(
     ``markers`` are those of the training jobs that must run, ``tuned`` what must be tuned.
     """
     config, runs = plan.config, sum(len(experiment.seeds) for experiment in plan.experiments)
+    experiments = f"{_many(len(plan.experiments), 'experiment')}, {_many(runs, 'run')}"
     work = work_of(plan, markers, tuned)
     hours, images = gpu_hours(plan, work), sum(n * images_seen(plan, e) for e, n in work)
-    takes = f"about {math.ceil(minutes(plan, cores, work))} min on {cores} cores"
+    takes = f"about {math.ceil(minutes(plan, cores, work))} min on {_many(cores, 'core')}"
     if hours:
         takes = f"about {hours:,.1f} GPU hours" if hours < 10 else f"about {hours:,.0f} GPU hours"
-    jobs = f"{len(markers)} of {len(plan.batches)} training jobs to run"
+    jobs = f"{len(markers)} of {_many(len(plan.batches), 'training job')} to run"
     if tuned:
-        jobs = f"{len(tuned)} methods to tune, {config['trials']} trials each"
+        trials = _many(config["trials"], "trial")
+        jobs = f"{_many(len(tuned), 'method')} to tune, {trials}{' each' * (len(tuned) > 1)}"
     pictures, written = gigabytes(plan, work)
     lines = (
-        f"protocol {config['protocol']}, backbone {', '.join(plan.backbones)}, "
-        f"{len(plan.experiments)} experiments, {runs} runs",
+        f"protocol {config['protocol']}, backbone {', '.join(plan.backbones)}, {experiments}",
         f"{jobs}, {takes}",
-        f"{images / 1e6:,.1f} million training images; to be written: {pictures:,.1f} GB of "
-        f"prepared pictures, {written:,.1f} GB of predictions and weights",
+        f"{images / 1e6:,.1f} million training images; to be written: {_size(pictures)} of "
+        f"prepared pictures, {_size(written)} of predictions and weights",
         *([f"GPU hours are an estimate from counted operations, see {TIMINGS}"] if hours else []),
         *plan.notes,
     )
     return "\n".join(f"pedbench: {line}" for line in lines)
+
+
+def _many(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s' * (number != 1)}"
+
+
+def _size(in_gigabytes: float) -> str:
+    if in_gigabytes >= 0.1:
+        return f"{in_gigabytes:,.1f} GB"
+    return f"{math.ceil(1000 * in_gigabytes)} MB"
 
 
 def _is_counted(experiment: Experiment, timings: Mapping[str, Any]) -> bool:

@@ -34,12 +34,18 @@ def test_list_names_everything_and_its_variants(capsys):
     shown = capsys.readouterr().out
     assert all(name in shown for name in (*registry.methods(), *registry.datasets()))
     assert all(word in shown for word in ("region_deep", "embedded, paper", "equal_budget"))
+    about = {name: registry.summary("method", name) for name in registry.methods()}
+    about |= {name: registry.summary("dataset", name) for name in registry.datasets()}
+    lines = {line.split()[0]: line for line in shown.splitlines() if line.startswith("  ")}
+    at = {lines[name].index(text) for name, text in about.items()}
+    assert len(at) == 1  # whatever the longest name
 
 
 def test_help_keeps_the_steps_of_the_workflow_apart(capsys):
     with pytest.raises(SystemExit):
         main(["--help"])
     commands, steps = capsys.readouterr().out.split("steps of the workflow, called by its rules:")
+    assert "pedbench doctor --dataset peta --root " in steps
     assert "  doctor " in commands and "  train " not in commands
     assert "  train " in steps and "  tune " in steps and "  doctor " not in steps.split("exam")[0]
 

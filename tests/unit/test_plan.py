@@ -504,7 +504,19 @@ def test_estimate_counts_trials():
     rest = minutes(plan, 1, [])
     trials = minutes(plan, 1, work_of(plan, [], tuned)) - rest
     assert trials > 4 * (minutes(plan, 1, work_of(plan, [once])) - rest)
-    assert "1 methods to tune, 16 trials each, about " in describe(plan, 1, [], tuned)
+    assert "1 method to tune, 16 trials, about " in describe(plan, 1, [], tuned)
+    told = describe(plan, 2, [], [tuned[0], plan.experiments[0]])
+    assert "2 methods to tune, 16 trials each, about " in told
+
+
+def test_the_estimate_of_a_small_plan_is_worded_for_it():
+    one = {"datasets": ["synthetic_a/standard"], "methods": ["linear_probe"], "seeds": [0]}
+    plan = make_plan({**CONFIG, **one, "sweeps": {}})
+    every = [batch.marker for batch in plan.batches]
+    told = describe(plan, 1, every)
+    assert "1 experiment, 1 run\n" in told and "1 of 1 training job to run, about " in told
+    assert " min on 1 core\n" in told and " min on 2 cores\n" in describe(plan, 2, every)
+    assert re.search(r"[1-9]\d* MB of predictions and weights", told) and "0.0 GB" not in told
 
 
 def test_estimate_of_a_large_backbone_by_hand(tmp_path):

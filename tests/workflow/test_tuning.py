@@ -47,7 +47,7 @@ def test_a_plan_without_trials_is_refused(checkout):
 
 
 def test_tuning_leaves_a_preset_that_a_plan_can_use(checkout, tuned):
-    assert "1 methods to tune, 3 trials each, about " in tuned
+    assert "1 method to tune, 3 trials, about " in tuned
     made = checkout.root / "results/small/tuned"
     record = read_json(made / "equal_budget.json")["methods"]["linear_probe"]
     assert len(record["trials"]) == 3
