@@ -19,7 +19,8 @@ from pedbench.tables.source import Results
 
 WITH_PUBLISHED = [d for d in read_definitions() if d.published is not None]
 TESTS = ("dataset", "split", "metric", "method", "variant", "difference", "significant")
-NOTHING = Results([], pd.DataFrame(), pd.DataFrame(columns=TESTS), pd.DataFrame(), 0.05, None)
+VERSUS = pd.DataFrame(columns=TESTS)
+NOTHING = Results([], pd.DataFrame(), {}, VERSUS, pd.DataFrame(), 0.05, None)
 
 
 def lines(file: str) -> list[dict[str, str]]:
