@@ -63,7 +63,7 @@ class NoiseDataset(BaseDataset):
         for index, (row, subset) in enumerate(zip(labels, subsets, strict=True)):
             labels_of = tuple(int(v) for v in row)
             both: Subset = "test" if subset == "test" else "train"
-            where = {"standard": subset, "trainval": both}
+            where: dict[str, Subset] = {"standard": subset, "trainval": both}
             yield Record(f"{index:03d}.png", labels_of, where, index // 4, index % 3)
 
 

@@ -34,7 +34,9 @@ def pictures(m: Material) -> Iterator[Picture]:
         place: Place = dataset, split
         table = with_score(m, place, group)
         panels = {c: t for c, t in COSTS.items() if c in table and len(table[c].dropna()) > 1}
-        of_runs = list(table.get("device_of_runs", pd.Series(dtype=object)).dropna().unique())
+        of_runs = (
+            list(table["device_of_runs"].dropna().unique()) if "device_of_runs" in table else []
+        )
         if len(of_runs) != 1:
             panels.pop("seconds_fit", None)
         if not panels:
