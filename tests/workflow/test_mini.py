@@ -114,10 +114,11 @@ RULES = {"collect", "stats", "selection", "track", "figures", "pictures", "table
             {*RULES, "train", "cost", "score"},
             (f"{SEED}/", "cost.csv", SEED.replace("seed1", "seeds0-1.done.json"), *AFTER_RUNS),
         ),
-        (
+        pytest.param(
             f"{SEED}/scores.test.json",
             {*RULES, "score"},
             (f"{SEED}/scores.test.json", *AFTER_RUNS),
+            marks=pytest.mark.system,
         ),
         ("figures", {"figures", "tables"}, ("figures/", "tables/", "logs/")),
     ],

@@ -58,6 +58,7 @@ def test_tuning_leaves_a_preset_that_a_plan_can_use(checkout, tuned):
     checkout.snakemake("-n", "results/tables")
 
 
+@pytest.mark.system
 def test_what_is_deleted_of_a_tuning_comes_back(checkout, tuned):
     assert "the tables are in" not in tuned
     made = checkout.root / "results/small/tuned"
@@ -84,6 +85,7 @@ def trial_command(root: Path, folder: Path) -> list[str]:
     return [sys.executable, "-m", "pedbench.cli", *map(str, words)]
 
 
+@pytest.mark.system
 def test_a_kill_changes_no_bit(checkout, tuned, tmp_path):
     command = trial_command(checkout.root, tmp_path / "killed")
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "cwd": checkout.root}
