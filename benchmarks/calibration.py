@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.random import Generator
 from scipy.stats import norm
+from scipy.stats import t as student
 
 from pedbench.stats import Sample, ranks
 from pedbench.stats.bootstrap import Floats, difference, draw, exceeds, units_of
@@ -103,14 +105,35 @@ def over_blocks(
     }
 
 
-def levels(ratio: float, seeds: int, alphas: list[float], draws: int = 100_000) -> list[float]:
-    """How often the declared test finds p < each of ``alphas`` between equal methods, where the
-    standard error over the images is known and that over the seeds ``ratio`` times as large."""
+SEED_EFFECTS: dict[str, Callable[[Generator, tuple[int, int]], Floats]] = {  # mean 0, deviation 1
+    "normal": lambda rng, shape: rng.normal(size=shape),
+    "uniform": lambda rng, shape: np.sqrt(12) * (rng.random(shape) - 0.5),
+    "exponential": lambda rng, shape: rng.exponential(size=shape) - 1,
+    "two modes": lambda rng, shape: rng.choice([-1.0, 1.0], shape),
+}
+
+
+def satterthwaite(size: Floats, images: Floats, between: Floats, seeds: int) -> Floats:
+    """What `exceeds` took the place of: *t* with Satterthwaite's degrees of freedom."""
+    variance = images**2 + between**2
+    return 2 * student.sf(size / np.sqrt(variance), (seeds - 1) * variance**2 / between**4)
+
+
+def levels(
+    ratio: float,
+    seeds: int,
+    alphas: list[float],
+    draws: int = 100_000,
+    effects: str = "normal",
+    test: Callable[..., Floats] = exceeds,
+) -> list[float]:
+    """How often ``test`` finds p < each of ``alphas`` between equal methods, where the standard
+    error over the images is known and that over the seeds ``ratio`` times as large."""
     rng = np.random.default_rng(0)
-    effects = ratio * np.sqrt(seeds) * rng.normal(size=(draws, seeds))
-    difference = np.abs(rng.normal(size=draws) + effects.mean(axis=1))
-    between = effects.std(axis=1, ddof=1) / np.sqrt(seeds)
-    p = exceeds(difference, np.ones(draws), between, seeds)
+    of_seeds = ratio * np.sqrt(seeds) * SEED_EFFECTS[effects](rng, (draws, seeds))
+    difference = np.abs(rng.normal(size=draws) + of_seeds.mean(axis=1))
+    between = of_seeds.std(axis=1, ddof=1) / np.sqrt(seeds)
+    p = test(difference, np.ones(draws), between, seeds)
     return [float((p < alpha).mean()) for alpha in alphas]
 
 
@@ -134,6 +157,11 @@ def main() -> None:
         for ratio in (0.2, 0.5, 1.0, 2.0, 5.0)
     }
     print("Seeds, se_seeds / se_images: level as a multiple of 0.05 and 0.05 / 22\n")
+    print(pd.DataFrame(table).T.round(1).to_string(header=False), flush=True)
+    others: dict[str, dict[str, Any]] = {name: {"effects": name} for name in SEED_EFFECTS}
+    others["normal, Satterthwaite"] = {"test": satterthwaite}
+    table = {name: np.divide(levels(5, 3, alphas, **o), alphas) for name, o in others.items()}
+    print("\nThe same of 3 seeds and a ratio of 5, by the distribution of their effects\n")
     print(pd.DataFrame(table).T.round(1).to_string(header=False), flush=True)
     rows = {}
     for seed_sd in (0.0, 0.2, 0.5, 1.0):

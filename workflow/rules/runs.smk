@@ -46,5 +46,5 @@ rule train:
         ),
     shell:
         "pedbench train --settings {input.config} --manifest {input.manifest}"
-        " --prepared {params.prepared} --weights {input.weights} --seeds {params.seeds} --threads {params.threads}"
-        " {params.keep} --out {output} > {log} 2>&1"
+        " --prepared {params.prepared} --weights {input.weights} --seeds {params.seeds}"
+        " --threads {params.threads} {params.keep} --out {output} > {log} 2>&1"
