@@ -48,7 +48,7 @@ rule cost:
     input:
         plan=f"{RESULTS}/plan.json",
         manifests=[source.manifest for source in PLAN.sources.values()],
-        weights=list(PLAN.weights.values()),
+        weights=all_weights,
         prepared=all_prepared(e for e in PLAN.experiments if e.in_tables),
         runs=markers_of_runs,
     output:
@@ -73,7 +73,7 @@ rule selection:
     input:
         plan=f"{RESULTS}/plan.json",
         long=f"{RESULTS}/long.parquet",  # which therefore cannot hold what is audited
-        weights=list(PLAN.weights.values()),
+        weights=all_weights,
         prepared=all_prepared(e for e in PLAN.experiments if e.keep_epochs),
         runs=[b.marker for b in PLAN.batches if b.experiment.keep_epochs],
     output:
@@ -119,7 +119,7 @@ rule pictures:
         plan=f"{RESULTS}/plan.json",
         scores=f"{RESULTS}/scored.json",
         long=f"{RESULTS}/long.parquet",
-        weights=list(PLAN.weights.values()),
+        weights=all_weights,
     output:
         pictures_for_report(f"{RESULTS}/pictures"),
     log:

@@ -9,6 +9,10 @@ def markers_of_runs(wildcards):
     return [batch.marker for batch in PLAN.batches]
 
 
+def all_weights(wildcards):
+    return list(PLAN.weights.values())
+
+
 def option_of_weights(wildcards):
     """Of the step that takes their checksum: their file, where the plan names one."""
     file = PLAN.weights_file(wildcards.backbone)
