@@ -78,23 +78,6 @@ include: "workflow/rules/report.smk"
 include: "workflow/rules/tune.smk"
 
 
-def announce():
-    """Say what is about to run, or would."""
-    todo = list(workflow.dag.needrun_jobs(exclude_finished=False))
-    markers = [str(job.output[0]) for job in todo if job.rule.name == "train"]
-    tuning = [
-        to_tune()[job.wildcards.section] for job in todo if job.rule.name == "trials"
-    ]
-    cores = workflow.resource_settings.cores or 1
-    if todo:
-        print(describe(PLAN, cores, markers, tuning), file=sys.stderr)
-
-
-def announce_dry_run():
-    if workflow.dryrun and workflow.dag is not None:
-        announce()
-
-
 if workflow.is_main_process:
     atexit.register(announce_dry_run)  # no hook of Snakemake's is called in a dry run
 

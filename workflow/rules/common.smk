@@ -101,3 +101,20 @@ def tables_for_report(folder):
             "Table": reported("title", output, wildcards)
         },
     )
+
+
+def announce():
+    """Say what is about to run, or would."""
+    todo = list(workflow.dag.needrun_jobs(exclude_finished=False))
+    markers = [str(job.output[0]) for job in todo if job.rule.name == "train"]
+    tuning = [
+        to_tune()[job.wildcards.section] for job in todo if job.rule.name == "trials"
+    ]
+    cores = workflow.resource_settings.cores or 1
+    if todo:
+        print(describe(PLAN, cores, markers, tuning), file=sys.stderr)
+
+
+def announce_dry_run():
+    if workflow.dryrun and workflow.dag is not None:
+        announce()
