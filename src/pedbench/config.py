@@ -74,6 +74,24 @@ class Protocol:
     unknown_labels: Literal["ignored", "negative_in_training", "negative"] = (
         "ignored"  # left out everywhere, or 0 in training, or 0 in training and scores
     )
+    image_size: tuple[int, int] | None = None  # height, width in pixels; null: the backbone's own
+    patch_stride: int | None = None  # pixels between patches, which overlap below the patch's size
+    random_erasing: float = 0.0  # probability of hiding a random box of a training image
+    # what follows is read in re-identification alone
+    sampler: Literal["identity", "shuffle"] = "identity"  # a batch is P persons, or any images
+    images_per_identity: int = 4  # K images of each of the P = batch_size / K persons of a batch
+    id_loss: Literal["cross_entropy", "cosface", "arcface", "circle"] = "cross_entropy"  # of the
+    # training identities' scores
+    id_loss_weight: float = 1.0  # its weight in the sum
+    id_margin: float = 0.35  # margin of cosface, arcface and circle
+    id_scale: float = 30.0  # factor of their cosines
+    label_smoothing: float = 0.1  # share of the target spread over all identities
+    pair_loss: Literal["none", "triplet", "triplet_soft", "contrastive", "cosface", "circle"] = (
+        "triplet"  # of the features in a batch, before the neck
+    )
+    pair_loss_weight: float = 1.0  # its weight in the sum
+    margin: float = 0.3  # margin of the pair loss
+    feature: Literal["before", "after"] = "before"  # what is compared: before the BNNeck or after
 
 
 @dataclass(frozen=True)

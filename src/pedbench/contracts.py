@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pedbench.nn.backbone import Backbone
 
 Subset = Literal["train", "val", "test"]
+TaskKind = Literal["par", "reid"]  # attribute recognition, re-identification
 SUBSETS: tuple[Subset, ...] = ("train", "val", "test")
 Region = Literal["head", "upper", "lower", "feet", "whole"]
 
@@ -55,44 +56,73 @@ class Attribute:
 
 
 @dataclass(frozen=True)
+class ReidSettings:
+    """What the protocol says of the losses and of the neck in person re-identification; each is a
+    setting of `config.Protocol`, where it is explained."""
+
+    id_loss: Literal["cross_entropy", "cosface", "arcface", "circle"]
+    id_loss_weight: float
+    id_margin: float
+    id_scale: float
+    label_smoothing: float
+    pair_loss: Literal["none", "triplet", "triplet_soft", "contrastive", "cosface", "circle"]
+    pair_loss_weight: float
+    margin: float
+    feature: Literal["before", "after"]
+
+
+@dataclass(frozen=True)
 class Task:
     """What a method must solve; the same for all methods of one dataset and split.
 
     ``positive_ratio`` holds, per attribute, the share of positives among the known labels of
-    the training subset, shape ``(A,)``.
+    the training subset, shape ``(A,)``. In re-identification ``identities`` is the number C of
+    persons in the training subset, ``cameras`` that of the dataset's cameras.
     """
 
-    kind: Literal["par", "reid"]
+    kind: TaskKind
     attributes: tuple[Attribute, ...]
     positive_ratio: tuple[float, ...]
     loss_weighting: str = "released"
     novel: tuple[str, ...] = ()  # attributes asked for in testing, of which training has no label
+    identities: int = 0
+    cameras: int = 0
+    reid: ReidSettings | None = None
 
 
 @dataclass
 class Batch:
-    """``images (B, 3, H, W)`` normalised, ``labels (B, A)`` in {0, 1, -1}."""
+    """``images (B, 3, H, W)`` normalised, ``labels (B, A)`` in {0, 1, -1}; in re-identification
+    ``identities (B,)`` in 0 ... C - 1 and ``cameras (B,)`` from 0, both int64."""
 
     images: Tensor
     labels: Tensor
+    identities: Tensor | None = None
+    cameras: Tensor | None = None
 
 
 @dataclass
 class Output:
-    """``logits (B, A)`` before the sigmoid; ``extras`` is whatever the method's loss needs."""
+    """``logits (B, A)`` before the sigmoid; ``extras`` is whatever the method's loss needs.
+
+    In re-identification ``features (B, D)`` are what retrieval compares by their cosine, and
+    ``logits (B, C)`` scores of the training identities.
+    """
 
     logits: Tensor
     extras: Mapping[str, Tensor] = field(default_factory=dict)
+    features: Tensor | None = None
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One phase of training. ``groups`` names the parameter groups that train in it."""
+    """One phase of training. ``groups`` names the parameter groups that train in it, ``settings``
+    holds the settings of the protocol that are others in it, e.g. ``{"epochs": 10}``."""
 
     name: str
     groups: tuple[str, ...]
-    epochs: int | None = None  # None: the protocol's
     lr: float | None = None  # None: each group's own
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 P = TypeVar("P")
@@ -107,7 +137,7 @@ class BaseMethod(Generic[P]):
     """
 
     trains: ClassVar[bool] = True  # False: nothing is learned, one run without seeds
-    tasks: ClassVar[tuple[str, ...]] = ("par",)
+    tasks: ClassVar[tuple[TaskKind, ...]] = ("par",)  # that it can solve
     # what tuning searches: (low, high) of a float, on a log scale, or a list of choices
     search: ClassVar[Mapping[str, tuple[float, float] | list[Any]]] = {}
     needs_tokens: ClassVar[bool] = False  # True: works among the patch tokens of the image tower
@@ -140,11 +170,20 @@ class BaseMethod(Generic[P]):
 
         A module that also has ``stem(images) -> Tensor`` and a submodule ``head`` with
         ``forward(images) == head(stem(images))`` gets its stem cached while only the head trains.
+
+        In re-identification a module may have ``reads``, names out of ``cameras`` and
+        ``identities``: ``forward``, or ``head``, then gets these of the batch as keyword arguments,
+        ``(B,)`` int64. ``identities`` is None outside training.
         """
         raise NotImplementedError
 
     def loss(self, output: Output, batch: Batch, task: Task) -> dict[str, Tensor]:
-        """Scalar terms; their sum is minimised. Default: the protocol's weighted BCE."""
+        """Scalar terms; their sum is minimised. Default: the protocol's weighted BCE, or its
+        identity and pair losses."""
+        if task.kind == "reid":
+            from pedbench.tasks.reid_losses import reid_terms
+
+            return reid_terms(output, batch, task)
         from pedbench.tasks.losses import weighted_bce
 
         return {"bce": weighted_bce(output.logits, batch.labels, task)}
@@ -178,6 +217,10 @@ class BaseMethod(Generic[P]):
         """Phases of training, in order. Default: one, with every group, if there is any."""
         return (Stage("fit", groups),) if groups else ()
 
+    def start_stage(self, model: nn.Module, stage: Stage) -> None:
+        """Called before the first step of ``stage``, and again where a killed run goes on in it;
+        it must come to the same both times. Default: nothing."""
+
     def after_step(self, model: nn.Module, step: int, steps: int) -> None:
         """Called after optimiser step ``step`` (from 1) of ``steps`` of a stage, while the
         gradients still stand. What it changes must live in trained parameters or persistent
@@ -191,6 +234,8 @@ class Record:
     image: str  # its name, unique in the dataset
     labels: tuple[int, ...]  # 0, 1 or -1, in the order of SPEC.attributes
     subset: Mapping[str, Subset]
+    queries: tuple[str, ...] = ()  # splits for re-identification in which it is a query; else
+    # an image of their val or test belongs to the gallery
     identity: int = -1
     camera: int = -1
     file: str = ""  # the picture, relative to the dataset's root; default: ``image``
@@ -211,6 +256,10 @@ class DatasetSpec:
     identities: Mapping[str, Mapping[str, int]] = field(default_factory=dict)  # persons
     disjoint: tuple[str, ...] = ()  # splits none of whose persons is in two subsets
     without: Mapping[str, str] = field(default_factory=dict)  # splits it cannot have -> the reason
+    reid: tuple[str, ...] = ()  # splits for re-identification
+
+    def task_of(self, split: str) -> TaskKind:
+        return "reid" if split in self.reid else "par"
 
 
 COMMON_OPTIONS = ("check_counts", "phrases")  # of every dataset; docs/datasets.md
