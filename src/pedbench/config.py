@@ -19,13 +19,17 @@ from jsonschema import Draft202012Validator
 from jsonschema.exceptions import ValidationError
 
 from pedbench import registry
-from pedbench.contracts import BACKBONES, PedbenchError
+from pedbench.contracts import BACKBONES, PedbenchError, TaskKind
 from pedbench.registry import suggest
 
 ROOT = Path(__file__).resolve().parents[2]
 SCHEMA = "workflow/schemas/config.schema.yaml"
 VARIANTS = "config/variants.yaml"
-AT_LEAST_ONE = ("epochs", "batch_size", "accumulate", "eval_batch_size", "checkpoint_steps")
+KINDS = ["par", "reid"]
+AT_LEAST_ONE = (
+    *("epochs", "batch_size", "accumulate", "eval_batch_size", "checkpoint_steps"),
+    *("patch_stride", "images_per_identity"),
+)
 RELEASED = (
     "'released' would choose epochs by their test scores, one for each metric, as released code "
     "does, and no run may. To see how much that flatters a method, name it under "
@@ -41,13 +45,17 @@ class Protocol:
 
     name: str  # of the file
     version: str  # raised whenever the protocol's meaning changes, which invalidates all runs
+    task: TaskKind  # what it is a protocol of
     resize: Literal[
         "pad_square", "pad_square_released", "stretch"
     ]  # black padding to a square, also with the released code's arithmetic, or plain resizing
     normalisation: Literal["half", "clip", "imagenet"]  # mean and deviation: 0.5, or whose
+    image_size: tuple[int, int] | None  # height, width in pixels; null: the backbone's own
+    patch_stride: int | None  # pixels between patches; null: the patch's size, more overlap
     flip: bool  # mirror a training image with probability 1/2
     crop_padding: int  # black border in pixels before the random crop in training; 0: no crop
-    optimiser: Literal["sgd", "adamw"]  # update rule
+    random_erasing: float  # probability that a random box of a training image is hidden
+    optimiser: Literal["sgd", "adamw", "adam"]  # update rule; adam's decay is in the gradient
     momentum: float  # of SGD
     weight_decay: float  # of every group that does not set its own
     epochs: int  # passes over the training subset
@@ -59,24 +67,26 @@ class Protocol:
     warmup_epochs: int  # epochs of linear warm-up; a group may set its own
     warmup_from: float  # learning rate at the start of the warm-up, as a share of the base rate
     final_lr_fraction: float  # learning rate at the end, as a share of the base rate
-    head_init: Literal["random", "linear_probe"]  # how linear heads above something trained start
-    probe_epochs: int  # of that linear probe, on frozen features
-    probe_lr: float  # its learning rate
     clip_norm: float  # largest gradient norm of each group; 0: no clipping
     precision: Literal["fp32", "bf16"]  # of the forward and backward pass
     loss_weighting: Literal["released", "paper", "balanced", "none"]  # of the BCE, see tasks/par.py
-    selection: Literal["last_epoch", "best_val_mA"]  # which epoch's weights are kept
-    threshold: float  # probability above which an attribute counts as present
-    f1: Literal["instance", "harmonic"]  # the headline F1: mean over images, or of mean P and R
+    selection: Literal["last_epoch", "best_val_mA", "best_val_mAP"]  # epoch whose weights are kept
     eval_batch_size: int  # images per forward pass in prediction
     checkpoint_steps: int  # optimiser steps between resumable checkpoints
+    milestones: tuple[int, ...] = (30, 50)  # epochs from which multistep takes a tenth of the rate
+    # what follows is read in attribute recognition alone
+    head_init: Literal["random", "linear_probe"] = (
+        "random"  # how linear heads above something trained start
+    )
+    probe_epochs: int = 1  # of that linear probe, on frozen features
+    probe_lr: float = 0.0  # its learning rate
+    threshold: float = 0.5  # probability above which an attribute counts as present
+    f1: Literal["instance", "harmonic"] = "instance"  # the headline F1: mean over images, or of
+    # mean precision and recall
     label_fraction: float = 1.0  # share of the training images whose labels are used
     unknown_labels: Literal["ignored", "negative_in_training", "negative"] = (
         "ignored"  # left out everywhere, or 0 in training, or 0 in training and scores
     )
-    image_size: tuple[int, int] | None = None  # height, width in pixels; null: the backbone's own
-    patch_stride: int | None = None  # pixels between patches, which overlap below the patch's size
-    random_erasing: float = 0.0  # probability of hiding a random box of a training image
     # what follows is read in re-identification alone
     sampler: Literal["identity", "shuffle"] = "identity"  # a batch is P persons, or any images
     images_per_identity: int = 4  # K images of each of the P = batch_size / K persons of a batch
@@ -93,13 +103,31 @@ class Protocol:
     margin: float = 0.3  # margin of the pair loss
     feature: Literal["before", "after"] = "before"  # what is compared: before the BNNeck or after
 
+    @property
+    def selects_by(self) -> str | None:
+        """The metric of validation images that chooses the epoch, if one does."""
+        metric = self.selection.removeprefix("best_val_")
+        return metric if metric != self.selection else None
+
+
+# settings that protocols of the other task do not state, and by which metric epochs are chosen
+ONLY: Mapping[TaskKind, tuple[str, ...]] = {
+    "par": ("head_init", "probe_epochs", "probe_lr", "threshold", "f1", "label_fraction")
+    + ("unknown_labels",),
+    "reid": ("sampler", "images_per_identity", "id_loss", "id_loss_weight", "id_margin", "id_scale")
+    + ("label_smoothing", "pair_loss", "pair_loss_weight", "margin", "feature"),
+}
+HEADLINE: Mapping[TaskKind, str] = {"par": "mA", "reid": "mAP"}
+
 
 @dataclass(frozen=True)
 class ProtocolFile:
     """A protocol as read, with the presets laid over it: file -> section -> changed values.
-    ``made_for``: file -> the backbone and protocol that a preset was made for, where it says so."""
+    ``made_for``: file -> the backbone and protocol that a preset was made for, where it says so;
+    presets made for protocols of the other task are left out."""
 
     name: str
+    task: TaskKind
     source: str
     values: Mapping[str, Any]
     presets: Mapping[str, Mapping[str, Mapping[str, Any]]]
@@ -162,23 +190,37 @@ def check_schema(value: Any, schema: str, source: str) -> Any:
 
 
 @cache
-def read_protocol(name: str, presets: tuple[str, ...] = (), plan: str = "config") -> ProtocolFile:
+def read_protocol(
+    name: str, presets: tuple[str, ...] = (), plan: str = "config", key: str = "protocol"
+) -> ProtocolFile:
     """``config/protocols/{name}.yaml``, complete and well-typed, under ``presets`` (later wins).
-    ``plan`` names in messages what asked for them.
+    ``plan`` and its ``key`` name in messages what asked for them.
 
     Raises PedbenchError for an unknown name, key, method or value, and for a missing setting.
     """
-    source = _file_of("protocol", name, f"{plan}: protocol")
+    source = _file_of("protocol", name, f"{plan}: {key}")
     values = read_yaml(source)
-    wanted = {"version": registry.Field(..., "str"), **protocol_fields()}
+    facts = {"version": registry.Field(..., "str"), "task": registry.Field(..., f"Literal{KINDS}")}
+    wanted = {**facts, **protocol_fields()}
     values = _checked(source, values, wanted)
-    missing = [key for key in wanted if key not in values]
-    if missing:
-        raise PedbenchError(f"{source}: '{missing[0]}' is missing; a protocol states every setting")
+    task: TaskKind = values.get("task", "par")
+    foreign = {key for kind, keys in ONLY.items() if kind != task for key in keys}
+    for key in wanted:
+        if key in values and key in foreign:
+            raise PedbenchError(f"{source}: '{key}' means nothing in a protocol of task {task}")
+        if key not in values and key not in foreign:
+            raise PedbenchError(f"{source}: '{key}' is missing; a protocol states every setting")
     files = [_file_of("preset", preset, f"{plan}: presets") for preset in presets]
     read = {file: _read_preset(file) for file in files}
+    read = {file: preset for file, preset in read.items() if _made_for_task(preset[1], task)}
     sections = {file: preset[0] for file, preset in read.items()}
-    return ProtocolFile(name, source, values, sections, {f: read[f][1] for f in files})
+    return ProtocolFile(name, task, source, values, sections, {f: p[1] for f, p in read.items()})
+
+
+def _made_for_task(made_for: Mapping[str, Any], task: TaskKind) -> bool:
+    """Whether a preset is of ``task``: that of the protocol it was made for, if it names one."""
+    name = made_for.get("protocol")
+    return name is None or read_yaml(f"config/protocols/{name}.yaml").get("task") == task
 
 
 def files_of(kind: Literal["protocol", "preset"]) -> list[str]:
@@ -276,9 +318,9 @@ def changeable(method: str) -> dict[str, registry.Field]:
 
 
 def protocol_fields() -> Mapping[str, registry.Field]:
-    """Type and doc line of every protocol setting; name and version are no settings."""
+    """Type and doc line of every protocol setting; name, version and task are no settings."""
     every = registry.read_dataclass(Path(__file__), "Protocol")
-    return {key: field for key, field in every.items() if key not in ("name", "version")}
+    return {key: field for key, field in every.items() if key not in ("name", "version", "task")}
 
 
 def resolve(
@@ -300,8 +342,9 @@ def resolve(
         return [(f"{file}: {name}", p.get(name, {})) for file, p in protocol.presets.items()]
 
     layers = (
-        (f"methods/{method}.py", {key: field.default for key, field in own.items()}),
-        (protocol.source, {k: v for k, v in protocol.values.items() if k != "version"}),
+        (f"methods/{method}.py", _defaults(own)),
+        ("src/pedbench/config.py", _defaults(protocol_fields())),
+        (protocol.source, {k: v for k, v in protocol.values.items() if k in protocol_fields()}),
         *preset(method),
         (f"{VARIANTS}: {method}.{label}", changes),
         *preset(section),
@@ -317,10 +360,15 @@ def resolve(
         "protocol": {
             "name": protocol.name,
             "version": protocol.values["version"],
+            "task": protocol.task,
             **{key: merged[key] for key in protocol_fields()},
         },
         "params": {key: merged[key] for key in own},
     }
+
+
+def _defaults(fields: Mapping[str, registry.Field]) -> dict[str, Any]:
+    return {key: field.default for key, field in fields.items() if field.default is not ...}
 
 
 def plain(value: Any) -> Any:
@@ -334,7 +382,8 @@ def plain(value: Any) -> Any:
 
 def protocol_of(spec: Mapping[str, Any]) -> Protocol:
     """The protocol of a resolved run, as the engine reads it."""
-    return Protocol(**plain(spec["protocol"]))
+    values = plain(spec["protocol"])
+    return Protocol(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
 
 
 def _numbers(value: Any) -> Any:
@@ -366,7 +415,7 @@ def _checked(
             if (key, value) == ("selection", "released"):
                 raise PedbenchError(RELEASED)
             fitted[key] = registry.checked(known[key], value)
-            if key in AT_LEAST_ONE and fitted[key] < 1:
+            if key in AT_LEAST_ONE and fitted[key] is not None and fitted[key] < 1:
                 raise PedbenchError(f"{value} is too small; it must be at least 1")
             if key == "label_fraction" and not 0 < fitted[key] <= 1:
                 raise PedbenchError(f"{value} is no share; it must be above 0 and at most 1")

@@ -40,7 +40,7 @@ from pedbench.devices import device_name
 from pedbench.engine import Fit, TrainingSet
 from pedbench.files import read_json, write_text
 from pedbench.manifest import read_manifest
-from pedbench.predict import normalisation, predict_logits
+from pedbench.predict import normalisation, predict
 from pedbench.runs import RunConfig, device_of, refusal
 from pedbench.train import Job, build_model, make_task
 
@@ -185,7 +185,7 @@ class Bench:
         images: Any = self.job.fitted.images
         images = images[torch.arange(size) % len(images)]
         protocol = replace(self.protocol, eval_batch_size=size)
-        predict_logits(model, images, self.job.backbone, protocol, self.job.accelerator)
+        predict(model, images, self.job.backbone, protocol, self.job.accelerator)
 
     @property
     def batch(self) -> int:

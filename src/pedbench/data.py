@@ -126,6 +126,16 @@ def augment(pictures: Tensor, flip: bool, crop_padding: int, generator: torch.Ge
     return pictures
 
 
+def erase(images: Tensor, probability: float) -> Tensor:
+    """Random erasing (Zhong et al., AAAI 2020) of normalised ``images (B, 3, H, W)``, a box each
+    with this probability. Its colour is the mean, as in the strong baseline of Luo et al. (CVPR
+    Workshops 2019). Draws from torch's global generator."""
+    from torchvision.transforms.v2 import RandomErasing
+
+    hide = RandomErasing(probability, scale=(0.02, 0.4))
+    return torch.stack([hide(image) for image in images])
+
+
 def labelled(count: int, fraction: float, seed: int) -> Tensor:
     """Positions, ascending, of the share ``fraction`` of ``count`` images whose labels are used:
     at least one. With one ``seed``, a smaller share is part of every larger one."""
@@ -136,5 +146,39 @@ def labelled(count: int, fraction: float, seed: int) -> Tensor:
 
 def epoch_order(count: int, seed: int, epoch: int) -> Tensor:
     """The order of ``count`` images in ``epoch``: a function of seed and epoch alone."""
-    generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**63)
-    return torch.randperm(count, generator=generator)
+    return torch.randperm(count, generator=_of_epoch(seed, epoch))
+
+
+def identity_batches(
+    identities: Tensor, persons: int, images: int, seed: int, epoch: int
+) -> Tensor:
+    """Positions of ``persons`` P times ``images`` K images of each batch of an epoch, ``(steps,
+    P * K)``: PK sampling (Hermans et al., "In Defense of the Triplet Loss", section 2), a function
+    of seed and epoch alone.
+
+    The images of a person, ``identities (N,)``, are dealt into groups of K; who has fewer than K is
+    one group with repetitions. No person is twice in a batch, and the number of steps is that of
+    full batches when persons with most groups left go first, the same in every epoch.
+    """
+    generator = _of_epoch(seed, epoch)
+    shuffled = torch.randperm(len(identities), generator=generator)
+    left: list[list[Tensor]] = []
+    for person in identities.unique():
+        own = shuffled[identities[shuffled] == person]
+        if len(own) < images:
+            more = torch.randint(len(own), (images - len(own),), generator=generator)
+            own = torch.cat([own, own[more]])
+        left.append(list(own[: len(own) // images * images].split(images)))
+    counts = torch.tensor([len(groups) for groups in left])
+    batches = []
+    while (counts > 0).sum() >= persons:
+        chance = torch.rand(len(counts), generator=generator)
+        chosen = (counts + chance).topk(persons).indices
+        counts[chosen] -= 1
+        batches.append(torch.cat([left[i].pop() for i in chosen.tolist()]))
+    stacked = torch.stack(batches) if batches else torch.empty(0, persons * images).long()
+    return stacked[torch.randperm(len(stacked), generator=generator)]
+
+
+def _of_epoch(seed: int, epoch: int) -> torch.Generator:
+    return torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**63)

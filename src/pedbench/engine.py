@@ -10,7 +10,8 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from pedbench.checkpoint import (
 )
 from pedbench.config import Protocol
 from pedbench.contracts import BaseMethod, Batch, Output, PedbenchError, Stage, Task
-from pedbench.data import Images, augment, epoch_order, normalise
+from pedbench.data import Images, augment, epoch_order, erase, identity_batches, normalise
 from pedbench.files import write_text
 from pedbench.nn.heads import LinearHead
 from pedbench.runs import derive_seed, epoch_file
@@ -44,15 +45,23 @@ class Diverged(PedbenchError):
 
 @dataclass
 class TrainingSet:
-    """Images and labels ``(N, A)`` of the training subset; nothing of val or test."""
+    """Images, labels ``(N, A)`` and, in re-identification, identities ``(N,)`` from 0 and cameras
+    ``(N,)`` of the training subset; nothing of val or test."""
 
     images: Images
     labels: Tensor
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    identities: Tensor | None = None
+    cameras: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.images)
+
+    def batch(self, images: Tensor, positions: Tensor, device: torch.device) -> Batch:
+        """``images`` with what is known of those at ``positions``."""
+        known = (self.labels, self.identities, self.cameras)
+        return Batch(images, *(None if v is None else v[positions].to(device) for v in known))  # type: ignore[arg-type]
 
 
 @dataclass
@@ -90,8 +99,10 @@ class Fit:
         self.method, self.task, self.data, self.protocol = method, task, data, protocol
         self.seed, self.accelerator, self.checkpoints = seed, accelerator, checkpoints
         self.log, self.validate, self.label, self.epochs = log, validate, label, epochs
-        if protocol.selection == "best_val_mA" and validate is None:
-            raise PedbenchError("selection 'best_val_mA' needs a validation subset; there is none")
+        if protocol.selects_by and validate is None:
+            raise PedbenchError(
+                f"selection '{protocol.selection}' needs a validation subset; there is none"
+            )
         self.model = model
         self.trained = Trained(model)
         self.groups = {g["name"]: g for g in method.param_groups(model)}
@@ -118,8 +129,9 @@ class Fit:
         self._since = time.perf_counter()
         stages = self.method.stages(tuple(self.groups))
         if self._starts_from_the_probe():
-            probe = self.protocol.probe_epochs, self.protocol.probe_lr
-            self.before, stages = 1, (Stage("probe", ("head",), *probe), *stages)
+            epochs = {"epochs": self.protocol.probe_epochs}
+            probe = Stage("probe", ("head",), self.protocol.probe_lr, epochs)
+            self.before, stages = 1, (probe, *stages)
         resumed = self.checkpoints.load()
         if resumed is not None and self._lacks_epochs(resumed[1]["history"]):
             resumed = None  # they were not kept when it started
@@ -168,7 +180,7 @@ class Fit:
                 device = self.accelerator.device
                 pictures = self.data.images[positions].to(device)
                 pictures = normalise(pictures, self.data.mean, self.data.std)
-                yield Batch(pictures, self.data.labels[positions].to(device))
+                yield self.data.batch(pictures, positions, device)
 
         training = self.model.training
         self.model.eval()
@@ -202,17 +214,20 @@ class Fit:
         self.checkpoints.save(tensors, meta)
 
     def _run_stage(self, stage: Stage, index: int, tensors: dict[str, Tensor] | None) -> None:
-        protocol = self.protocol
+        protocol = replace(self.protocol, **stage.settings)
         own, number = index >= self.before, max(index - self.before, 0)
         groups = self._activate(stage)
-        if not own:  # a method's long warm-up is not the probe's
+        if own:
+            self.method.start_stage(self.model, stage)
+        else:  # a method's long warm-up is not the probe's
             warmup = min(1, protocol.warmup_epochs)
             groups = [{**group, "warmup_epochs": warmup} for group in groups]
         optimiser = make_optimiser(groups, protocol, stage.lr)
         if tensors is not None:
             load_optimiser(optimiser, tensors)
-        epochs = protocol.epochs if stage.epochs is None else stage.epochs
-        batch = min(protocol.batch_size, len(self.data))
+        epochs = protocol.epochs
+        order = self._sampler(protocol)
+        per_epoch, batch = order(0, 0).shape
         parts = protocol.accumulate * self.accelerator.num_processes
         least = 2 if any(isinstance(m, nn.BatchNorm1d) for m in self.model.modules()) else 1
         if batch < least * parts:
@@ -222,7 +237,6 @@ class Fit:
                 f"each of {self.accelerator.num_processes} processes (at least {least} in each "
                 "part); lower accumulate or raise batch_size"
             )
-        per_epoch = len(self.data) // batch
         total = epochs * per_epoch
         stem = cached_stem(self.model, self.data, protocol, self.accelerator)
         trainee = self.model if stem is None else self.model.head
@@ -233,15 +247,15 @@ class Fit:
         self.model.train()
         for epoch in range(self.state.step // per_epoch, epochs):
             seed = derive_seed(self.seed, "order", str(number))
-            order = epoch_order(len(self.data), seed, epoch)[: per_epoch * batch]
+            batches = order(seed, epoch)
             for position in range(self.state.step % per_epoch, per_epoch):
                 step = self.state.step
                 for group in optimiser.param_groups:
                     factor = learning_rate_factor(protocol, group, step, per_epoch, epochs)
                     group["lr"] = group["base_lr"] * factor
-                chosen = order[position * batch : (position + 1) * batch]
                 step_seed = derive_seed(self.seed, "step", str(number), str(step))
-                terms = self._step(model, optimiser, chosen, stem, step, step_seed)
+                chosen = batches[position]
+                terms = self._step(model, optimiser, protocol, chosen, stem, step, step_seed)
                 if own:
                     self.method.after_step(self.model, step + 1, total)
                 optimiser.zero_grad()
@@ -259,6 +273,27 @@ class Fit:
         bar.close()
         self.accelerator.free_memory()  # it would keep this stage's model and optimiser
 
+    def _sampler(self, protocol: Protocol) -> Callable[[int, int], Tensor]:
+        """Gives the positions of the batches ``(steps, B)`` of an epoch from seed and epoch."""
+        data, size = self.data, min(protocol.batch_size, len(self.data))
+        if self.task.kind == "par" or protocol.sampler == "shuffle":
+            steps = len(data) // size
+            return lambda seed, epoch: epoch_order(len(data), seed, epoch)[: steps * size].view(
+                steps, size
+            )
+        each = protocol.images_per_identity
+        persons = min(protocol.batch_size // each, self.task.identities)
+        parts = protocol.accumulate * self.accelerator.num_processes
+        if persons < 2 or protocol.batch_size % each or persons % parts:
+            raise PedbenchError(
+                f"{self.label}: batches of {protocol.batch_size} images, images_per_identity "
+                f"{each}, accumulate {protocol.accumulate} and {self.accelerator.num_processes} "
+                f"processes: a batch must be a whole number of persons (at least two; there are "
+                f"{self.task.identities}), the same number in each part; change batch_size"
+            )
+        assert data.identities is not None
+        return partial(identity_batches, data.identities, persons, each)
+
     def _activate(self, stage: Stage) -> list[dict[str, Any]]:
         """Let exactly the parameters of the stage's groups receive gradients."""
         for group in self.groups.values():
@@ -270,33 +305,31 @@ class Fit:
         self,
         model: nn.Module,
         optimiser: Any,
+        protocol: Protocol,
         chosen: Tensor,
         stem: Stem | None,
         step: int,
         seed: int,
     ) -> dict[str, float]:
         """One optimiser step on the images at ``chosen``; returns the loss terms."""
-        accelerator, protocol = self.accelerator, self.protocol
+        accelerator, device = self.accelerator, self.accelerator.device
         torch.manual_seed(seed)
         views = torch.Generator().manual_seed(seed)
         shards = torch.tensor_split(chosen, accelerator.num_processes)
         mine = shards[accelerator.process_index]
         totals: dict[str, float] = {}
         for part in torch.tensor_split(mine, protocol.accumulate):
-            labels = self.data.labels[part].to(accelerator.device)
             with accelerator.autocast():
                 if stem is not None:
-                    batch = Batch(stem(part, views).to(accelerator.device), labels)
-                    output = as_output(model(batch.images))
+                    shown = stem(part, views).to(device)
                 else:
-                    pictures = augment(
-                        self.data.images[part], protocol.flip, protocol.crop_padding, views
-                    )
-                    pictures = normalise(
-                        pictures.to(accelerator.device), self.data.mean, self.data.std
-                    )
-                    batch = Batch(pictures, labels)
-                    output = model(batch.images)
+                    pictures = self.data.images[part]
+                    pictures = augment(pictures, protocol.flip, protocol.crop_padding, views)
+                    shown = normalise(pictures.to(device), self.data.mean, self.data.std)
+                    if protocol.random_erasing:
+                        shown = erase(shown, protocol.random_erasing)
+                batch = self.data.batch(shown, part, device)
+                output = as_output(model(shown, **read(self.model, batch)))
                 terms = self.method.loss(output, batch, self.task)
             loss = torch.stack(list(terms.values())).sum()
             share = len(part) / len(mine)
@@ -337,8 +370,8 @@ class Fit:
         line |= {f"loss/{name}": value / steps for name, value in self.state.sums.items()}
         line |= {f"lr/{group['name']}": group["lr"] for group in optimiser.param_groups}
         self.state.sums = {}
-        if select and self.validate is not None and self.protocol.selection == "best_val_mA":
-            line["val/mA"] = score = self.validate(self.model)
+        if select and self.validate is not None and (metric := self.protocol.selects_by):
+            line[f"val/{metric}"] = score = self.validate(self.model)
             self.model.train()
             if score > self.state.best:
                 self.state.best, self.best = score, self.trained.tensors()
@@ -360,7 +393,8 @@ def _largest(parameters: list[Tensor]) -> float:
 def make_optimiser(
     groups: list[dict[str, Any]], protocol: Protocol, lr: float | None = None
 ) -> torch.optim.Optimizer:
-    """SGD or AdamW over the groups, each with its own decay and, unless ``lr`` is given, rate."""
+    """SGD, AdamW or Adam (whose decay is part of the gradient) over the groups, each with its own
+    decay and, unless ``lr`` is given, rate."""
     prepared = [
         {
             **g,
@@ -371,7 +405,8 @@ def make_optimiser(
     ]
     if protocol.optimiser == "sgd":
         return torch.optim.SGD(prepared, lr=0.0, momentum=protocol.momentum)
-    return torch.optim.AdamW(prepared, lr=0.0)
+    adam = torch.optim.Adam if protocol.optimiser == "adam" else torch.optim.AdamW
+    return adam(prepared, lr=0.0)
 
 
 Stem = Callable[[Tensor, torch.Generator], Tensor]
@@ -385,7 +420,8 @@ def cached_stem(
     None if anything in the stem trains or the augmentation has too many views. The choice of
     views draws the same random numbers as :func:`pedbench.data.augment`.
     """
-    if not hasattr(model, "stem") or protocol.crop_padding or stem_trains(model, data, accelerator):
+    varied = protocol.crop_padding or protocol.random_erasing
+    if not hasattr(model, "stem") or varied or stem_trains(model, data, accelerator):
         return None
     views = [stem_features(model, data, protocol, accelerator, mirrored=False)]
     if protocol.flip:
@@ -431,6 +467,11 @@ def stem_features(
             parts.append(model.stem(pictures).float())  # type: ignore[operator]
     model.train(training)
     return torch.cat(parts)
+
+
+def read(model: nn.Module, batch: Batch) -> dict[str, Tensor | None]:
+    """What ``model`` reads of ``batch`` beside the images: see `BaseMethod.build`."""
+    return {name: getattr(batch, name) for name in getattr(model, "reads", ())}
 
 
 def as_output(value: Output | Tensor) -> Output:

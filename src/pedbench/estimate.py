@@ -14,6 +14,7 @@ from pedbench.contracts import IMAGE_SIZES, own_options
 from pedbench.plan import Experiment, Plan
 
 TIMINGS = "config/timings.yaml"
+FEATURES = 1280  # width of the features that retrieval compares: CLIP-ReID's at ViT-B/16
 NAME = 20  # bytes of an image's name in a table of predictions, about
 Work = list[tuple[Experiment, int]]  # how often each is trained
 
@@ -63,11 +64,12 @@ def gigabytes(plan: Plan, work: Work) -> tuple[float, float]:
     for experiment, trainings in work:
         store = plan.store(experiment)
         if not Path(store).is_file():
-            height, width = IMAGE_SIZES[experiment.backbone]
+            size = plain(experiment.spec["protocol"])["image_size"]
+            height, width = size or IMAGE_SIZES[experiment.backbone]
             sizes[store] = 3 * height * width * _images(plan, experiment.dataset)
-        counts, attributes = _counts(plan, experiment), _attributes(experiment.dataset)
-        predicted = sum(counts.get(subset, 0) for subset in ("val", "test"))
-        written += trainings * predicted * (4 * attributes + NAME)
+        counts, columns = _counts(plan, experiment), _columns(experiment)
+        predicted = sum(count for subset, count in counts.items() if subset != "train")
+        written += trainings * predicted * (4 * columns + NAME)
         if registry.trains(experiment.method):
             epochs = plain(experiment.spec["protocol"])["epochs"] if experiment.keep_epochs else 0
             adapter = 4e6 * _row(millions[experiment.backbone], experiment)
@@ -94,8 +96,9 @@ def describe(
         trials = _many(config["trials"], "trial")
         jobs = f"{_many(len(tuned), 'method')} to tune, {trials}{' each' * (len(tuned) > 1)}"
     pictures, written = gigabytes(plan, work)
+    protocols = dict.fromkeys(e.spec["protocol"]["name"] for e in plan.experiments)
     lines = (
-        f"protocol {config['protocol']}, backbone {', '.join(plan.backbones)}, {experiments}",
+        f"protocol {' and '.join(protocols)}, backbone {', '.join(plan.backbones)}, {experiments}",
         f"{jobs}, {takes}",
         f"{images / 1e6:,.1f} million training images; to be written: {_size(pictures)} of "
         f"prepared pictures, {_size(written)} of predictions and weights",
@@ -141,8 +144,11 @@ def _expected(plan: Plan, dataset: str) -> Mapping[str, Mapping[str, int]]:
     return registry.load_dataset(dataset).expected(options)
 
 
-def _attributes(dataset: str) -> int:
-    return len(registry.load_dataset(dataset).SPEC.attributes)
+def _columns(experiment: Experiment) -> int:
+    """Numbers that are kept of each image."""
+    if experiment.spec["protocol"]["task"] == "reid":
+        return FEATURES
+    return len(registry.load_dataset(experiment.dataset).SPEC.attributes)
 
 
 def _seconds(

@@ -12,7 +12,7 @@ from pedbench.data import Images
 from pedbench.formats.layout import SUFFIXES, is_picture
 from pedbench.manifest import Manifest
 from pedbench.nn.backbone import load_backbone
-from pedbench.predict import predict_logits
+from pedbench.predict import predict
 from pedbench.results import sigmoid
 from pedbench.runs import RunConfig, RunFolder
 from pedbench.train import make_accelerator
@@ -28,6 +28,8 @@ def label_pictures(
     """
     backbone = load_backbone(RunConfig.read(RunFolder(run).config).backbone, weights)
     trained = load_run(run, backbone)
+    if trained.task.kind == "reid":
+        raise PedbenchError(f"{run}: it tells persons apart, not attributes; name another run")
     attributes, protocol = trained.task.attributes, trained.config.protocol
     files = find_pictures(pictures)
     rows = pd.DataFrame({"image": [str(file) for file in files]})
@@ -35,7 +37,7 @@ def label_pictures(
     images = Images.decoded(shown, backbone.image_size, protocol.resize)
     accelerator = make_accelerator(protocol)
     model = trained.model.to(accelerator.device)
-    logits = predict_logits(model, images, backbone, protocol, accelerator)
+    logits = predict(model, images, backbone, protocol, accelerator)
     names = [attribute.name for attribute in attributes]
     return pd.concat([rows, pd.DataFrame(sigmoid(logits), columns=names)], axis=1)
 

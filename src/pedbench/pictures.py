@@ -32,7 +32,7 @@ from pedbench.files import read_json
 from pedbench.manifest import Manifest, decode, read_manifest
 from pedbench.maps import Response, relevance, responses
 from pedbench.nn.backbone import Backbone, load_backbone
-from pedbench.predict import predict_logits
+from pedbench.predict import predict
 from pedbench.results import display_name, read_predictions, read_run, sigmoid
 from pedbench.runs import refusal
 from pedbench.train import make_accelerator
@@ -305,11 +305,11 @@ def look(
     images = Images.decoded(few, backbone.image_size, protocol.resize)
     pictures = images[torch.arange(len(images))]
 
-    def predict(pictures: Tensor) -> np.ndarray:
-        return predict_logits(model, pictures, backbone, protocol, accelerator)
+    def answer(pictures: Tensor) -> np.ndarray:
+        return predict(model, pictures, backbone, protocol, accelerator)
 
-    found = responses(model, lambda: predict(pictures))
-    pairs = [relevance(predict, p, backbone.patch) for p in pictures] if with_relevance else []
+    found = responses(model, lambda: answer(pictures))
+    pairs = [relevance(answer, p, backbone.patch) for p in pictures] if with_relevance else []
     falls, probabilities = [fall for _, fall in pairs], [sigmoid(logits) for logits, _ in pairs]
     return Seen(experiment, pictures, found, falls, probabilities)
 

@@ -13,9 +13,17 @@ from pathlib import Path
 from typing import Any
 
 from pedbench import registry
-from pedbench.config import DEFAULT, ProtocolFile, check_config, plain, read_protocol
+from pedbench.config import (
+    DEFAULT,
+    HEADLINE,
+    ProtocolFile,
+    check_config,
+    plain,
+    protocol_of,
+    read_protocol,
+)
 from pedbench.config import resolve as resolve_values
-from pedbench.contracts import BACKBONES, TINY, PedbenchError, own_options
+from pedbench.contracts import BACKBONES, TINY, PedbenchError, TaskKind, own_options
 from pedbench.files import digest, write_json
 from pedbench.phrases import words
 from pedbench.runs import RunFolder, refusal, store_of
@@ -38,6 +46,9 @@ ANALYSIS = (
     "pictures",
 )
 
+
+PROTOCOL_OF: Mapping[TaskKind, str] = {"par": "protocol", "reid": "reid_protocol"}  # keys
+TASKS: Mapping[TaskKind, str] = {"par": "attribute recognition", "reid": "re-identification"}
 
 Place = tuple[str, str]  # dataset and split
 Choice = tuple[str, str]  # method and variant
@@ -149,7 +160,7 @@ class Comparison:
     """The significance test; ``baseline`` is None when the plan does not run it."""
 
     baseline: str | None = "linear_probe/default"
-    metrics: tuple[str, ...] = ("mA", "F1")
+    metrics: tuple[str, ...] = ("mA", "F1", "mAP", "rank1")  # a place tests those of its task
     alpha: float = 0.05
     resamples: int = 2000
     seed: int = 0
@@ -214,8 +225,8 @@ class Plan:
         return f"{self.results}/manifests/{self._store(experiment)}.done"
 
     def _store(self, experiment: Experiment) -> str:
-        resize = plain(experiment.spec["protocol"])["resize"]
-        return store_of(experiment.dataset, experiment.backbone, resize)
+        protocol = protocol_of(experiment.spec)
+        return store_of(experiment.dataset, experiment.backbone, protocol)
 
     @property
     def rebuilt(self) -> str | None:
@@ -259,7 +270,7 @@ class Plan:
             for e in self.experiments
         ]
         return {
-            "protocol": self.config["protocol"],
+            **{key: self.config.get(key) for key in PROTOCOL_OF.values()},
             "presets": self.config["presets"],
             "backbone": self.config["backbone"],
             "results": self.results,
@@ -280,24 +291,25 @@ def make_plan(config: Mapping[str, Any], source: str = "config") -> Plan:
     Raises PedbenchError for the first mistake found.
     """
     config = check_config(config, source)
-    protocol = read_protocol(config["protocol"], tuple(config["presets"]), source)
     _check_names(config, source)
     notes: list[str] = []
     asked = [_place(f"{source}: datasets", entry) for entry in config["datasets"]]
+    protocols = _protocols(source, config, {task_of(place) for place in asked})
     runs = _runs(source, config, asked, notes)
     runs = {place: runs[place] for place in _at_hand(source, config, list(runs), notes)}
-    builder = _Builder(config, protocol)
+    builder = _Builder(config, protocols)
     for place, choices in runs.items():
         for choice in choices:
             builder.add(f"{source}: methods", *place, *choice)
-    running = {"protocol": {protocol.name}, "backbone": {e.backbone for e in builder.experiments}}
-    notes += [
+    backbones = {e.backbone for e in builder.experiments}
+    notes += dict.fromkeys(
         f"preset {Path(file).stem} was made for {wanted}; the plan runs {other}: choose others "
         "with presets"
+        for protocol in protocols.values()
         for file, made_for in protocol.made_for.items()
         for key, wanted in made_for.items()
-        for other in sorted(running[key] - {wanted})
-    ]
+        for other in sorted({"protocol": {protocol.name}, "backbone": backbones}[key] - {wanted})
+    )
     sweeps = tuple(_sweeps(source, config, builder, asked, runs, notes))
     comparison = _comparison(source, config, runs, notes)
     audited = _audited(source, config, asked, runs, notes)
@@ -312,12 +324,48 @@ def make_plan(config: Mapping[str, Any], source: str = "config") -> Plan:
     _check_checkpoints(plan, source)
     _check_scored_alike(plan, source)
     for e in plan.experiments:
-        if plain(e.spec["protocol"])["selection"] == "best_val_mA" and plan.lacks_validation(e):
-            raise PedbenchError(
-                f"{source}: {e.key}: selection best_val_mA chooses epochs by validation images, "
-                f"and {e.dataset}/{e.split} has none: use last_epoch, or a split that has some"
-            )
+        _check_selection(plan, e, source)
     return plan
+
+
+def task_of(place: Place) -> TaskKind:
+    """Of a dataset and its split, both known."""
+    dataset, split = place
+    return registry.load_dataset(dataset).SPEC.task_of(split)
+
+
+def _protocols(
+    source: str, config: Mapping[str, Any], tasks: set[TaskKind]
+) -> dict[TaskKind, ProtocolFile]:
+    """The protocols of these tasks."""
+    protocols = {}
+    for task in sorted(tasks):
+        key = PROTOCOL_OF[task]
+        if key not in config:
+            raise PedbenchError(
+                f"{source}: '{key}' is missing: the file in config/protocols/ by which splits for "
+                f"{TASKS[task]} are run"
+            )
+        protocol = read_protocol(config[key], tuple(config["presets"]), source, key)
+        if protocol.task != task:
+            raise PedbenchError(
+                f"{source}: {key}: {protocol.name} is a protocol for {TASKS[protocol.task]}"
+            )
+        protocols[task] = protocol
+    return protocols
+
+
+def _check_selection(plan: Plan, e: Experiment, source: str) -> None:
+    protocol, where = protocol_of(e.spec), f"{source}: {e.key}: selection {{}}"
+    where = where.format(protocol.selection)
+    if protocol.selects_by and plan.lacks_validation(e):
+        raise PedbenchError(
+            f"{where} chooses epochs by validation images, and {e.dataset}/{e.split} has none: use "
+            "last_epoch, or a split that has some"
+        )
+    if protocol.selects_by not in (None, HEADLINE[protocol.task]):
+        known = f"best_val_{HEADLINE[protocol.task]}"
+        raise PedbenchError(f"{where}: in {TASKS[protocol.task]} it is {known}")
 
 
 def check_results_folder(results: str) -> None:
@@ -385,17 +433,19 @@ class _Builder:
     """Collects experiments; the same values are never run twice: a second entry of ``methods``
     with them is refused, a sweep's point uses the run that is there."""
 
-    def __init__(self, config: Mapping[str, Any], protocol: ProtocolFile) -> None:
-        self.config, self.protocol = config, protocol
+    def __init__(
+        self, config: Mapping[str, Any], protocols: Mapping[TaskKind, ProtocolFile]
+    ) -> None:
+        self.config, self.protocols = config, protocols
         self.experiments: list[Experiment] = []
 
     def add(self, where: str, dataset: str, split: str, method: str, variant: str) -> None:
-        values = self._values(method, variant)
+        values = self._values((dataset, split), method, variant)
         twin = self._same(dataset, split, method, values)
         if twin is not None:
             raise PedbenchError(
                 f"{where}: '{method}/{variant}' has the same values as '{method}/{twin.variant}' "
-                f"under protocol {self.protocol.name}; delete one of them"
+                f"under protocol {values['protocol']['name']}; delete one of them"
             )
         self._append(dataset, split, method, variant, values, in_tables=True)
 
@@ -411,7 +461,7 @@ class _Builder:
         points = []
         for value in entry["values"]:
             try:
-                values = self._values(method, base, {parameter: value}, name)
+                values = self._values(place, method, base, {parameter: value}, name)
             except PedbenchError as error:
                 reason = str(error).removeprefix(f"sweep {name}: ")
                 raise PedbenchError(f"{where}: {reason}") from None
@@ -422,8 +472,8 @@ class _Builder:
             points.append(Point(value, variant))
         return Line(method, base, tuple(points))
 
-    def _values(self, method: str, variant: str, *swept: Any) -> dict[str, Any]:
-        values = resolve_values(method, variant, self.protocol, *swept)
+    def _values(self, place: Place, method: str, variant: str, *swept: Any) -> dict[str, Any]:
+        values = resolve_values(method, variant, self.protocols[task_of(place)], *swept)
         return {"backbone": self.config["backbone"], **values}
 
     def _same(self, dataset: str, split: str, method: str, values: Any) -> Experiment | None:
@@ -484,7 +534,8 @@ def _choice(where: str, entry: str) -> Choice:
 def _runs(
     source: str, config: Mapping[str, Any], places: list[Place], notes: list[str]
 ) -> dict[Place, list[Choice]]:
-    """What runs where, in the order of ``methods``."""
+    """What runs where, in the order of ``methods``: of those for everywhere what solves the task
+    of the place."""
     runs: dict[Place, list[Choice]] = {place: [] for place in places}
     for entry in config["methods"]:
         everywhere = isinstance(entry, str)
@@ -494,8 +545,15 @@ def _runs(
         ]
         for name in config["datasets"] if everywhere else entry["datasets"]:
             place = _place(f"{source}: methods: datasets", name)
+            fit = [c for c in choices if task_of(place) in registry.class_attribute(c[0], "tasks")]
+            if not everywhere and len(fit) < len(choices):
+                method = next(method for method, _ in choices if (method, _) not in fit)
+                raise PedbenchError(
+                    f"{source}: methods: {method} is not defined for {TASKS[task_of(place)]}, and "
+                    f"{name} is for that; delete it there"
+                )
             if place in runs:
-                runs[place] += choices
+                runs[place] += fit
             else:
                 what = ", ".join(entry["methods"])
                 notes.append(f"methods: {what} left out on {name}, which is not in the plan")
@@ -627,7 +685,7 @@ def _check_scored_alike(plan: Plan, source: str) -> None:
     for dataset in plan.sources:
         seen: dict[str, str] = {}
         for e in plan.experiments:
-            if e.dataset == dataset:
+            if e.dataset == dataset and e.spec["protocol"]["task"] == "par":
                 seen.setdefault(_scoring(plain(e.spec["protocol"])), e.key)
         if len(seen) > 1:
             (one, first), (other, second) = list(seen.items())[:2]
@@ -668,6 +726,11 @@ def _audited(
     if not entry:
         return set()
     place = _place(where, entry["dataset"])
+    if task_of(place) != "par":
+        raise PedbenchError(
+            f"{where}: {entry['dataset']} is for re-identification, whose released code chooses no "
+            "epoch by test images; name a split for attribute recognition"
+        )
     wanted = {method: _choice(where, method) for method in entry["methods"]}
     untrained = [method for method, (name, _) in wanted.items() if not registry.trains(name)]
     if untrained:

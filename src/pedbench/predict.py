@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
@@ -12,11 +14,13 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from pedbench.config import Protocol
+from pedbench.contracts import Batch
 from pedbench.data import Images, normalise
-from pedbench.engine import as_output
+from pedbench.engine import as_output, read
 from pedbench.files import write_atomic
 from pedbench.manifest import Manifest
 from pedbench.nn.backbone import Backbone
+from pedbench.tasks.reid import Rankings
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -32,22 +36,28 @@ def normalisation(backbone: Backbone, protocol: Protocol):
 
 
 @torch.no_grad()
-def predict_logits(
+def predict(
     model: nn.Module,
     images: Images | Tensor,
     backbone: Backbone,
     protocol: Protocol,
     accelerator: Accelerator,
+    kept: Literal["logits", "features"] = "logits",
+    cameras: Tensor | None = None,
 ) -> np.ndarray:
-    """``(N, A)`` float32 in manifest order; no augmentation; the model is left in eval mode.
-    ``images`` may be a tensor, ``(N, 3, H, W)`` uint8."""
+    """``kept`` of the outputs, ``(N, A)`` or ``(N, D)`` float32 in manifest order; no augmentation;
+    the model is left in eval mode. ``images`` may be a tensor, ``(N, 3, H, W)`` uint8; ``cameras
+    (N,)`` are for models that read them."""
     model.eval()
     mean, std = normalisation(backbone, protocol)
     parts = []
     for positions in torch.arange(len(images)).split(protocol.eval_batch_size):
         pictures = normalise(images[positions].to(accelerator.device), mean, std)
+        seen = None if cameras is None else cameras[positions].to(accelerator.device)
+        batch = Batch(pictures, torch.empty(0), cameras=seen)
         with accelerator.autocast():
-            parts.append(as_output(model(pictures)).logits.float().cpu())
+            output = as_output(model(pictures, **read(model, batch)))
+        parts.append(getattr(output, kept).float().cpu())
     return torch.cat(parts).numpy()
 
 
@@ -57,5 +67,29 @@ def write_predictions(path: Path, manifest: Manifest, logits: np.ndarray, run: s
     columns: dict[str, pa.Array] = {"image": pa.array(manifest.rows["image"])}
     for index, attribute in enumerate(manifest.attributes):
         columns[attribute.name] = pa.array(logits[:, index].astype(np.float32))
+    _write(path, columns, run)
+
+
+def write_features(path: Path, manifest: Manifest, features: np.ndarray, run: str) -> None:
+    """``image`` and ``feature``, a list of float32, not normalised; the run's digest in the
+    metadata."""
+    values = pa.array(features.astype(np.float32).ravel())
+    lists = pa.FixedSizeListArray.from_arrays(values, features.shape[1])
+    _write(path, {"image": pa.array(manifest.rows["image"]), "feature": lists}, run)
+
+
+def write_rankings(path: Path, queries: pd.DataFrame, rankings: Rankings, run: str) -> None:
+    """One row per query: its image, identity and camera, and what `Rankings` says of it."""
+    columns: dict[str, pa.Array] = {
+        name: pa.array(queries[name]) for name in ("image", "identity", "camera")
+    }
+    for name in ("matches", "first", "AP", "INP"):
+        columns[name] = pa.array(getattr(rankings, name))
+    nearest = pa.array(rankings.top.astype(np.int32).ravel())
+    columns["top"] = pa.FixedSizeListArray.from_arrays(nearest, rankings.top.shape[1])
+    _write(path, columns, run)
+
+
+def _write(path: Path, columns: dict[str, pa.Array], run: str) -> None:
     table = pa.table(columns).replace_schema_metadata({b"digest": run.encode()})
     write_atomic(path, lambda temporary: pq.write_table(table, temporary))

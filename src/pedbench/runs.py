@@ -56,14 +56,14 @@ class RunConfig:
         """The index of its prepared pictures below the folder ``prepared``, if there is one."""
         if prepared is None:
             return None
-        return prepared / f"{store_of(self.dataset, self.backbone, self.protocol.resize)}.json"
+        return prepared / f"{store_of(self.dataset, self.backbone, self.protocol)}.json"
 
 
-def store_of(dataset: str, backbone: str, resize: str) -> str:
+def store_of(dataset: str, backbone: str, protocol: Protocol) -> str:
     """Of the prepared pictures that a run reads: their index below ``results/prepared``, without
     its ending."""
-    height, width = IMAGE_SIZES[backbone]
-    return f"{dataset}/{resize}_{height}x{width}"
+    height, width = protocol.image_size or IMAGE_SIZES[backbone]
+    return f"{dataset}/{protocol.resize}_{height}x{width}"
 
 
 def derive_seed(seed: int, *names: str) -> int:
@@ -121,6 +121,10 @@ class RunFolder:
     def predictions(self, subset: str) -> Path:
         return self.path / f"predictions.{subset}.parquet"
 
+    def rankings(self, subset: str) -> Path:
+        """In re-identification: what every query found."""
+        return self.path / f"rankings.{subset}.parquet"
+
     @property
     def predicted(self) -> tuple[str, ...]:
         """The subsets that the finished run predicted: not every split has one for validation."""
@@ -159,7 +163,7 @@ class RunFolder:
     def finish(self, run: str, epochs: bool = False) -> None:
         """Mark the run as done, with ``epochs`` those it kept too, and drop its checkpoint."""
         names = ["config.json", "adapter.safetensors", "metrics.jsonl", "environment.json"]
-        names += [f"predictions.{subset}.parquet" for subset in PREDICTED]
+        names += [f"{kind}.{s}.parquet" for kind in ("predictions", "rankings") for s in PREDICTED]
         files = {n: file_sha256(self.path / n) for n in names if (self.path / n).is_file()}
         marker: dict[str, Any] = {"digest": run, "files": files}
         if epochs:

@@ -6,7 +6,7 @@ import copy
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +18,20 @@ from tqdm import tqdm
 
 from pedbench.checkpoint import Checkpoints, load_tensors, load_trained, save_tensors
 from pedbench.config import Protocol
-from pedbench.contracts import BaseMethod, PedbenchError, Task
+from pedbench.contracts import BaseMethod, PedbenchError, ReidSettings, Task
 from pedbench.data import Images, labelled
 from pedbench.devices import device_name
 from pedbench.engine import Diverged, Fit, TrainingSet, Validate
 from pedbench.files import read_json, write_json
 from pedbench.manifest import Manifest, read_manifest
 from pedbench.nn.backbone import Backbone, load_backbone
-from pedbench.predict import normalisation, predict_logits, write_predictions
+from pedbench.predict import (
+    normalisation,
+    predict,
+    write_features,
+    write_predictions,
+    write_rankings,
+)
 from pedbench.prepared import Prepared
 from pedbench.registry import load_method, load_params
 from pedbench.results import sigmoid
@@ -39,6 +45,7 @@ from pedbench.runs import (
     run_digest,
 )
 from pedbench.tasks.par import score
+from pedbench.tasks.reid import Rankings, mean_ap, rank
 
 
 @dataclass
@@ -95,17 +102,26 @@ def train(
 
 def check_validation(config: RunConfig, manifest: Manifest) -> None:
     """Raises PedbenchError when epochs are to be chosen by images that the split does not have."""
-    if config.protocol.selection == "best_val_mA" and not manifest.has(config.split, "val"):
+    if config.protocol.selects_by and not manifest.has(config.split, "val"):
         raise PedbenchError(
             f"{config.dataset}/{config.split} has no validation images, which selection "
-            "'best_val_mA' chooses epochs by: set selection to last_epoch, or take a split that "
-            "has some"
+            f"'{config.protocol.selection}' chooses epochs by: set selection to last_epoch, or "
+            "take a split that has some"
         )
 
 
-def make_task(config: RunConfig, train_manifest: Manifest) -> Task:
-    """The task as the training subset defines it. Raises PedbenchError when labels that the split
-    hides are to be taken for negatives."""
+def make_task(config: RunConfig, train_manifest: Manifest, cameras: int = 0) -> Task:
+    """The task as the training subset defines it; ``cameras``: how many the dataset has.
+
+    Raises PedbenchError when labels that the split hides are to be taken for negatives, and when
+    the protocol is one for another task.
+    """
+    protocol = config.protocol
+    if train_manifest.is_reid(config.split) != (protocol.task == "reid"):
+        raise PedbenchError(
+            f"{config.dataset}/{config.split} cannot be run by {protocol.name}, a protocol of task "
+            f"{protocol.task}"
+        )
     novel = train_manifest.novel.get(config.split, ())
     if novel and config.protocol.unknown_labels != "ignored":
         raise PedbenchError(
@@ -113,13 +129,18 @@ def make_task(config: RunConfig, train_manifest: Manifest) -> Task:
             f"training; unknown_labels '{config.protocol.unknown_labels}' would teach that no "
             "image has them: set it to 'ignored'"
         )
-    return Task(
-        kind="par",
+    task = Task(
+        kind=protocol.task,
         attributes=train_manifest.attributes,
         positive_ratio=train_manifest.positive_ratio(),
-        loss_weighting=config.protocol.loss_weighting,
+        loss_weighting=protocol.loss_weighting,
         novel=novel,
     )
+    if protocol.task == "par":
+        return task
+    named = {field.name: getattr(protocol, field.name) for field in fields(ReidSettings)}
+    persons = train_manifest.rows["identity"].nunique()
+    return replace(task, identities=persons, cameras=cameras, reid=ReidSettings(**named))
 
 
 def make_method(config: RunConfig) -> BaseMethod[Any]:
@@ -171,7 +192,13 @@ class Job:
         self.config, self.raw, self.threads = config, raw, threads
         self.manifest_digest = manifest.digest
         weights = read_json(weights_path)
-        self.backbone = load_backbone(config.backbone, weights["file"])
+        protocol = config.protocol
+        self.backbone = load_backbone(
+            config.backbone,
+            weights["file"],
+            image_size=protocol.image_size,
+            stride=protocol.patch_stride,
+        )
         if self.backbone.weights_sha256 != weights["sha256"]:
             raise PedbenchError(
                 f"the weights of {config.backbone} changed since {weights_path} was written; "
@@ -183,7 +210,8 @@ class Job:
         self.fitted = self._load(manifest, "train")
         there = [subset for subset in subsets if manifest.has(config.split, subset)]
         self.evaluated = {subset: self._load(manifest, subset) for subset in there}
-        self.task = make_task(config, self.fitted.manifest)
+        self.cameras = int(manifest.rows["camera"].max()) + 1
+        self.task = make_task(config, self.fitted.manifest, self.cameras)
 
     def _load(self, manifest: Manifest, subset: str) -> Part:
         protocol, size = self.config.protocol, self.backbone.image_size
@@ -208,7 +236,7 @@ class Job:
         self, seed: int, config: RunConfig | None = None
     ) -> tuple[BaseMethod[Any], nn.Module]:
         """The method and its fresh model, on the device."""
-        task = make_task(self.config, self.labelled(seed).manifest)
+        task = make_task(self.config, self.labelled(seed).manifest, self.cameras)
         method, model = build_model(config or self.config, self.backbone, task, seed)
         return method, model.to(self.accelerator.device)
 
@@ -231,8 +259,7 @@ class Job:
             if method.trains:
                 load_trained(model, load_tensors(folder.adapter)[0], folder.adapter)
             for subset, part in self.evaluated.items():
-                logits = self.logits(model, part)
-                write_predictions(folder.predictions(subset), part.manifest, logits, digest)
+                self._predict(model, part, folder, subset, digest)
             cost = {
                 "seconds_fit": round(seconds, 2),
                 "seconds_predict": round(time.perf_counter() - started, 2),
@@ -244,7 +271,8 @@ class Job:
         self.accelerator.wait_for_everyone()
 
     def try_out(self, params: dict[str, Any], seed: int, folder: RunFolder) -> float:
-        """mA on the validation subset after training with ``params``; no prediction is kept.
+        """mA, or mAP, on the validation subset after training with ``params``; no prediction is
+        kept.
 
         Raises Diverged when a loss, a gradient or a logit is not finite.
         """
@@ -258,7 +286,7 @@ class Job:
         return validate(model)
 
     def _open(self, seed: int, digest: str, folder: RunFolder) -> None:
-        task = asdict(make_task(self.config, self.labelled(seed).manifest))
+        task = asdict(make_task(self.config, self.labelled(seed).manifest, self.cameras))
         own = {"seed": seed, "manifest_digest": self.manifest_digest, "task": task}
         folder.start(digest, {**self.raw, **own})
         device = self.accelerator.device
@@ -277,12 +305,11 @@ class Job:
     ) -> Fit:
         mean, std = normalisation(self.backbone, self.config.protocol)
         part = self.labelled(seed)
-        labels = torch.from_numpy(part.manifest.labels.copy())
         return Fit(
             method,
             model,
-            make_task(self.config, part.manifest),
-            TrainingSet(part.images, labels, mean, std),
+            make_task(self.config, part.manifest, self.cameras),
+            training_set(part, self.config.split, mean, std),
             self.config.protocol,
             derive_seed(seed, "data"),
             self.accelerator,
@@ -294,26 +321,63 @@ class Job:
         )
 
     def logits(self, model: nn.Module, part: Part) -> np.ndarray:
-        """Raises Diverged when the last step, whose loss nobody saw, left logits not finite."""
-        logits = predict_logits(
-            model, part.images, self.backbone, self.config.protocol, self.accelerator
-        )
-        if not np.isfinite(logits).all():
+        """``(N, A)``, or in re-identification the features ``(N, D)``. Raises Diverged when the
+        last step, whose loss nobody saw, left them not finite."""
+        protocol, accelerator = self.config.protocol, self.accelerator
+        kept = "features" if self.task.kind == "reid" else "logits"
+        cameras = torch.from_numpy(part.manifest.rows["camera"].to_numpy().copy())
+        found = predict(model, part.images, self.backbone, protocol, accelerator, kept, cameras)
+        if not np.isfinite(found).all():
             raise Diverged(
-                f"{self.config.method}: the trained model's logits are not finite. Lower the "
+                f"{self.config.method}: the trained model's {kept} are not finite. Lower the "
                 "learning rate, set clip_norm or use precision fp32"
             )
-        return logits
+        return found
+
+    def rankings(self, features: np.ndarray, manifest: Manifest) -> Rankings:
+        """Of the queries of a subset, among its gallery."""
+        asks = manifest.is_query(self.config.split)
+        known = [manifest.rows[name].to_numpy() for name in ("identity", "camera")]
+        (identity, theirs), (camera, their_cameras) = [(k[asks], k[~asks]) for k in known]
+        sides = features[asks], features[~asks]
+        device = self.accelerator.device.type
+        return rank(*sides, identity, theirs, camera, their_cameras, device=device)
+
+    def _predict(
+        self, model: nn.Module, part: Part, folder: RunFolder, subset: str, digest: str
+    ) -> None:
+        found = self.logits(model, part)
+        if self.task.kind == "par":
+            write_predictions(folder.predictions(subset), part.manifest, found, digest)
+            return
+        write_features(folder.predictions(subset), part.manifest, found, digest)
+        queries = part.manifest.rows[part.manifest.is_query(self.config.split)]
+        rankings = self.rankings(found, part.manifest)
+        write_rankings(folder.rankings(subset), queries, rankings, digest)
 
     def _validation(self) -> Validate | None:
-        """mA on the validation subset, for best_val selection; None where there is none."""
+        """mA or mAP on the validation subset, for best_val selection; None where there is none."""
         part = self.evaluated.get("val")
         if part is None:
             return None
 
         def validate(model: nn.Module) -> float:
-            logits = self.logits(model, part)
+            found = self.logits(model, part)
+            if self.task.kind == "reid":
+                return mean_ap(self.rankings(found, part.manifest))
             threshold = self.config.protocol.threshold
-            return score(sigmoid(logits), part.manifest.labels, threshold)["mA"]
+            return score(sigmoid(found), part.manifest.labels, threshold)["mA"]
 
         return validate
+
+
+def training_set(
+    part: Part, split: str, mean: tuple[float, ...], std: tuple[float, ...]
+) -> TrainingSet:
+    """What the engine gets to see; persons are numbered from 0 in the order of their identities."""
+    rows, labels = part.manifest.rows, torch.from_numpy(part.manifest.labels.copy())
+    if not part.manifest.is_reid(split):
+        return TrainingSet(part.images, labels, mean, std)
+    _, numbers = np.unique(rows["identity"], return_inverse=True)
+    cameras = torch.from_numpy(rows["camera"].to_numpy(np.int64))
+    return TrainingSet(part.images, labels, mean, std, torch.from_numpy(numbers), cameras)

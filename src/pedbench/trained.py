@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import nn
 
 from pedbench.checkpoint import load_tensors, load_trained
-from pedbench.contracts import Attribute, PedbenchError, Task
+from pedbench.contracts import Attribute, PedbenchError, ReidSettings, Task
 from pedbench.files import read_json
 from pedbench.nn.backbone import Backbone
 from pedbench.runs import RunConfig, RunFolder
@@ -39,9 +39,10 @@ def load_run(run: Path, backbone: Backbone) -> Trained:
             f"{run}: trained on other weights ({made_with[:12]}...) than {config.backbone} has "
             f"here ({backbone.weights_sha256[:12]}...); name their file with --weights"
         )
-    task = Task(
-        **{**raw["task"], "attributes": tuple(Attribute(**a) for a in raw["task"]["attributes"])}
-    )
+    values = raw["task"]
+    values |= {"attributes": tuple(Attribute(**a) for a in values["attributes"])}
+    values |= {"reid": ReidSettings(**values["reid"]) if values.get("reid") else None}
+    task = Task(**values)
     method, model = build_model(config, backbone, task, raw["seed"])
     if method.trains:
         load_trained(model, load_tensors(folder.adapter)[0], folder.adapter)
