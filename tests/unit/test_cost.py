@@ -119,7 +119,7 @@ def test_stages_count_by_their_epochs_and_all_are_looked_at(settings, monkeypatc
     bench = Bench(*settings("lora"), threads=1)
     method, model = bench.build()
     first, *rest = (group["name"] for group in method.param_groups(model))
-    stages = (Stage("first", (first,), 3), Stage("second", tuple(rest)))
+    stages = (Stage("first", (first,), settings={"epochs": 3}), Stage("second", tuple(rest)))
     monkeypatch.setattr(method, "stages", lambda groups: stages)
     clock = iter(range(10_000))
     monkeypatch.setattr(cost.time, "perf_counter", lambda: float(next(clock)))
