@@ -205,8 +205,9 @@ class Bench:
 
         def stages(groups: tuple[str, ...]):
             found = own_stages(groups)
-            planned.extend(self.protocol.epochs if s.epochs is None else s.epochs for s in found)
-            return tuple(replace(stage, epochs=epochs) for stage in found)
+            planned.extend(s.settings.get("epochs", self.protocol.epochs) for s in found)
+            short = {"epochs": epochs}
+            return tuple(replace(s, settings={**s.settings, **short}) for s in found)
 
         def hook(model: nn.Module, step: int, steps: int) -> None:
             own_after_step(model, step, steps)

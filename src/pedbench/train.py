@@ -44,8 +44,8 @@ from pedbench.runs import (
     environment,
     run_digest,
 )
-from pedbench.tasks.par import score
-from pedbench.tasks.reid import Rankings, mean_ap, rank
+from pedbench.tasks import par, reid
+from pedbench.tasks.reid import Rankings
 
 
 @dataclass
@@ -341,7 +341,7 @@ class Job:
         (identity, theirs), (camera, their_cameras) = [(k[asks], k[~asks]) for k in known]
         sides = features[asks], features[~asks]
         device = self.accelerator.device.type
-        return rank(*sides, identity, theirs, camera, their_cameras, device=device)
+        return reid.rank(*sides, identity, theirs, camera, their_cameras, device=device)
 
     def _predict(
         self, model: nn.Module, part: Part, folder: RunFolder, subset: str, digest: str
@@ -364,9 +364,9 @@ class Job:
         def validate(model: nn.Module) -> float:
             found = self.logits(model, part)
             if self.task.kind == "reid":
-                return mean_ap(self.rankings(found, part.manifest))
+                return reid.score(self.rankings(found, part.manifest))["mAP"]
             threshold = self.config.protocol.threshold
-            return score(sigmoid(found), part.manifest.labels, threshold)["mA"]
+            return par.score(sigmoid(found), part.manifest.labels, threshold)["mA"]
 
         return validate
 
