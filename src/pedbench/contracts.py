@@ -234,13 +234,13 @@ class Record:
     image: str  # its name, unique in the dataset
     labels: tuple[int, ...]  # 0, 1 or -1, in the order of SPEC.attributes
     subset: Mapping[str, Subset]
-    queries: tuple[str, ...] = ()  # splits for re-identification in which it is a query; else
-    # an image of their val or test belongs to the gallery
     identity: int = -1
     camera: int = -1
     file: str = ""  # the picture, relative to the dataset's root; default: ``image``
     box: tuple[float, float, float, float] | None = None  # x, y, width, height in pixels: the
     # part of the picture that is the image; what leaves the picture is cut off
+    queries: tuple[str, ...] = ()  # splits for re-identification in which it is a query; else
+    # an image of their val or test belongs to the gallery
 
 
 @dataclass(frozen=True)
@@ -256,7 +256,8 @@ class DatasetSpec:
     identities: Mapping[str, Mapping[str, int]] = field(default_factory=dict)  # persons
     disjoint: tuple[str, ...] = ()  # splits none of whose persons is in two subsets
     without: Mapping[str, str] = field(default_factory=dict)  # splits it cannot have -> the reason
-    reid: tuple[str, ...] = ()  # splits for re-identification
+    reid: tuple[str, ...] = ()  # splits for re-identification, disjoint anyway; their counts and
+    # identities are of train, val_query, val_gallery, query, gallery
 
     def task_of(self, split: str) -> TaskKind:
         return "reid" if split in self.reid else "par"

@@ -103,6 +103,7 @@ def examine(
     problems = [
         *_wrong_records(dataset, records),
         *_shared_identities(dataset, records),
+        *_wrong_reid(dataset, records),
         *_wrong_pictures(dataset, root, records, look),
     ]
     wrong = _wrong_counts(dataset, options, records)
@@ -111,6 +112,7 @@ def examine(
     elif wrong:
         told = "; ".join(wrong)
         remarks.append(f"{NOT_THE_RELEASE}: {told}")
+    remarks += _lonely_queries(dataset, records)
     remarks += _surplus(root, records)
     return Findings(records, tuple(f"{name}: {p}" for p in problems), tuple(remarks))
 
@@ -184,12 +186,24 @@ def _wrong_counts(
     ):
         for split in counts.keys() & there:  # the reader remarks on those it cannot make
             for subset, count in counts[split].items():
-                inside = [r for r in records if r.subset.get(split) == subset]
+                inside = [r for r in records if subset in _parts(dataset, r, split)]
                 found = len(inside if what == "images" else {r.identity for r in inside} - {-1})
                 if found != count:
                     told = f"{subset} {found} of {count} {what}"
                     wrong.setdefault(split, []).append(told)
     return [f"split '{split}': {', '.join(wrong[split])}" for split in sorted(wrong)]
+
+
+def _parts(dataset: BaseDataset, record: Record, split: str) -> set[str]:
+    """Names under which an image is counted: its subset and, in a split for re-identification,
+    "query" or "gallery" (of test) or "val_query" or "val_gallery"."""
+    subset = record.subset.get(split)
+    if subset is None:
+        return set()
+    if split not in dataset.SPEC.reid or subset == "train":
+        return {subset}
+    role = "query" if split in record.queries else "gallery"
+    return {subset, role if subset == "test" else f"{subset}_{role}"}
 
 
 def _refused(dataset: BaseDataset, wrong: Sequence[str]) -> list[str]:
@@ -211,7 +225,7 @@ def _anew(dataset: BaseDataset) -> str:
 
 
 def _shared_identities(dataset: BaseDataset, records: Sequence[Record]) -> Iterator[str]:
-    for split in dataset.SPEC.disjoint:
+    for split in dict.fromkeys([*dataset.SPEC.disjoint, *dataset.SPEC.reid]):
         where: dict[int, set[str]] = {}
         for record in records:
             if record.identity >= 0 and split in record.subset:
@@ -222,6 +236,46 @@ def _shared_identities(dataset: BaseDataset, records: Sequence[Record]) -> Itera
                 f"split '{split}': {_some([str(i) for i in shared], 'identity', 'identities')} in "
                 "more than one subset, but this split is of unseen persons; the file of the split "
                 "belongs to another release"
+            )
+
+
+def _wrong_reid(dataset: BaseDataset, records: Sequence[Record]) -> Iterator[str]:
+    """What makes a split useless for re-identification."""
+    for split in dataset.SPEC.reid:
+        inside = [record for record in records if split in record.subset]
+        nobody = [r.image for r in inside if r.identity < 0]
+        if nobody:
+            yield (
+                f"split '{split}': {_some(nobody, 'image')} without an identity; the dataset's "
+                "file must leave such images out of the split"
+            )
+        nowhere = [r.image for r in inside if r.camera < 0]
+        if nowhere:
+            yield (
+                f"split '{split}': {_some(nowhere, 'image')} without a camera, which scoring needs "
+                "to pass over pictures that the query's own camera took"
+            )
+        for subset in sorted({r.subset[split] for r in inside} - {"train"}):
+            roles = {split in r.queries for r in inside if r.subset[split] == subset}
+            for role in {True, False} - roles:
+                what = "is a query" if role else "belongs to the gallery"
+                yield f"split '{split}': no image of {subset} {what}; the folder is incomplete"
+
+
+def _lonely_queries(dataset: BaseDataset, records: Sequence[Record]) -> Iterator[str]:
+    """A remark on queries that scoring will skip: no other camera saw the person."""
+    for split in dataset.SPEC.reid:
+        cameras: dict[int, set[int]] = {}
+        inside = [r for r in records if split in r.subset and r.subset[split] != "train"]
+        for record in inside:
+            if split not in record.queries:
+                cameras.setdefault(record.identity, set()).add(record.camera)
+        queries = [r for r in inside if split in r.queries]
+        lonely = [r.image for r in queries if not cameras.get(r.identity, set()) - {r.camera}]
+        if lonely:
+            yield (
+                f"split '{split}': no other camera's picture of the person is in the gallery for "
+                f"{_some(lonely, 'query', 'queries')}: skipped in scoring"
             )
 
 
@@ -318,6 +372,8 @@ def _rows(dataset: BaseDataset, root: Path, records: Sequence[Record]) -> pd.Dat
     columns = {f"label:{a.name}": labels[:, i] for i, a in enumerate(dataset.SPEC.attributes)}
     for split in dataset.SPEC.splits:
         columns[f"split:{split}"] = np.array([r.subset.get(split, "") for r in records], object)
+    for split in dataset.SPEC.reid:
+        columns[f"query:{split}"] = np.array([split in r.queries for r in records], bool)
     return pd.concat([rows, pd.DataFrame(columns)], axis=1)
 
 

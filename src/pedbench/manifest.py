@@ -1,10 +1,11 @@
 """The manifest: one Parquet row per image, the only way data enter the suite.
 
 Columns: ``image`` (its name), ``sha256`` of the file, ``identity``, ``camera``,
-``label:<attribute>`` (int8: 0, 1 or -1) and ``split:<split>`` ("train", "val", "test" or ""); where
-images are not files of their names below the root also ``file``, and where they are parts of
-pictures ``x``, ``y``, ``width``, ``height``. The file's metadata hold the dataset's name, root,
-attributes, remarks and the digest of these and all rows.
+``label:<attribute>`` (int8: 0, 1 or -1) and ``split:<split>`` ("train", "val", "test" or ""); for a
+split of re-identification also ``query:<split>`` (bool: in val and test an image that is no query
+belongs to the gallery); where images are not files of their names below the root also ``file``, and
+where they are parts of pictures ``x``, ``y``, ``width``, ``height``. The file's metadata hold the
+dataset's name, root, attributes, remarks and the digest of these and all rows.
 """
 
 from __future__ import annotations
@@ -60,6 +61,14 @@ class Manifest:
         identity, where = self.rows["identity"], self.rows[f"split:{split}"]
         tested = set(identity[where == "test"]) - {-1}
         return bool(tested) and tested.isdisjoint(identity[where == "train"])
+
+    def is_reid(self, split: str) -> bool:
+        """Whether ``split`` is for re-identification."""
+        return f"query:{split}" in self.rows
+
+    def is_query(self, split: str) -> np.ndarray:
+        """``(N,)`` bool: the queries of ``split``, one for re-identification."""
+        return self.rows[f"query:{split}"].to_numpy(bool)
 
     def subset(self, split: str, *subsets: str) -> Manifest:
         """Only the images of these subsets of ``split``; the rest cannot be reached from it.

@@ -2,7 +2,8 @@
 
 Layout below the root: ``images/{identity:05d}_c{camera}_{k:03d}.png``; ``labels.csv`` (image,
 identity, camera, one column of 0, 1 or -1 per attribute); ``splits.csv`` (image, one column per
-split); ``world.json`` (options and code digest, written last).
+split; and for one for re-identification ``query:{split}``, 0 or 1); ``world.json`` (options and
+code digest, written last).
 """
 
 from __future__ import annotations
@@ -34,8 +35,8 @@ from pedbench.world.attributes import ATTRIBUTES, INDEX
 from pedbench.world.domains import Domain
 from pedbench.world.render import PARTS, render, sample_people
 
-DEFAULTS: Mapping[str, int] = {"seed": 0, "identities": 400, "images_per_identity": 10}
 SPLITS = ("standard", "zero_shot")
+REID = "reid"
 _SHARES = (0.50, 0.15, 0.35)
 _TOLD_BY = {  # nobody can tell these attributes where the part is not in the picture
     "shoe": ("boots", "sneakers", "sandals"),
@@ -45,13 +46,16 @@ _FILES = {"images", "labels.csv", "splits.csv", "world.json"}
 _SHUFFLES = 64  # partitions of the identities among which the most even one is taken
 
 
-def world_spec(domain: Domain, title: str) -> DatasetSpec:
+def world_spec(
+    domain: Domain, title: str, splits: tuple[str, ...] = SPLITS, reid: tuple[str, ...] = ()
+) -> DatasetSpec:
     """The spec of the dataset that ``domain`` annotates."""
     return DatasetSpec(
         title=title,
         licence="made by this package, under its licence",
         attributes=tuple(ATTRIBUTES[INDEX[name]] for name in domain.attributes),
-        splits=SPLITS,
+        splits=splits,
+        reid=reid,
     )
 
 
@@ -63,12 +67,18 @@ class SyntheticDataset(BaseDataset):
     """
 
     DOMAIN: ClassVar[Domain]
+    DEFAULTS: ClassVar[Mapping[str, int]] = {
+        "seed": 0,
+        "identities": 400,
+        "images_per_identity": 10,
+    }
+    LEAST: ClassVar[Mapping[str, int]] = {"seed": 0, "identities": 8, "images_per_identity": 1}
 
     def generate(self, root: Path, options: Mapping[str, Any]) -> None:
         """Render the world to ``root`` unless it is there already; another world is replaced,
         and a killed call leaves nothing. Raises PedbenchError on bad options and when ``root``
         holds anything else."""
-        chosen = _checked(options)
+        chosen = self._checked(options)
         if _read(root / "world.json") == self._world(chosen):
             return
         _check_replaceable(root)
@@ -100,10 +110,7 @@ class SyntheticDataset(BaseDataset):
         for part, told in _TOLD_BY.items():
             hidden = np.flatnonzero(~parts[:, PARTS.index(part)].any(axis=(1, 2)))
             labels[hidden[:, None], [INDEX[name] for name in told]] = UNKNOWN
-        subsets = (
-            _divide(split_rng.permutation(len(who))),
-            _divide(_even_order(people.labels[:, columns], split_rng))[who],
-        )
+        splits = self._splits(people.labels[:, columns], who, cameras, split_rng)
         names = [
             f"images/{i:05d}_c{c}_{k % each:03d}.png"
             for k, (i, c) in enumerate(zip(who, cameras, strict=True))
@@ -118,10 +125,20 @@ class SyntheticDataset(BaseDataset):
         )
         _write_csv(
             folder / "splits.csv",
-            ("image", *SPLITS),
-            ((names[i], *(SUBSETS[split[i]] for split in subsets)) for i in order),
+            ("image", *splits),
+            ((names[i], *(column[i] for column in splits.values())) for i in order),
         )
         (folder / "world.json").write_text(self._world(options), encoding="utf-8")
+
+    def _splits(
+        self, labels: np.ndarray, who: np.ndarray, cameras: np.ndarray, rng: np.random.Generator
+    ) -> dict[str, np.ndarray]:
+        """The columns of ``splits.csv`` ``(N,)``, given ``labels (identities, A)`` and person and
+        camera of each image ``(N,)``."""
+        names = np.array(SUBSETS)
+        by_image = _divide(rng.permutation(len(who)))
+        by_person = _divide(_even_order(labels, rng))
+        return {"standard": names[by_image], "zero_shot": names[by_person[who]]}
 
     def _world(self, options: Mapping[str, int]) -> str:
         """The text of ``world.json``: all that decides the files, the code by its digest."""
@@ -130,7 +147,7 @@ class SyntheticDataset(BaseDataset):
 
     def expected(self, options: Mapping[str, Any]) -> Mapping[str, Mapping[str, int]]:
         """Images per split and subset: 50 / 15 / 35 % of the images or of the identities."""
-        chosen = _checked(options)
+        chosen = self._checked(options)
         ids, each = chosen["identities"], chosen["images_per_identity"]
         images, people = _counts(ids * each), _counts(ids)
         return {
@@ -142,7 +159,8 @@ class SyntheticDataset(BaseDataset):
         """Every image of the two CSV files. Raises PedbenchError when one is missing or off."""
         named = [attribute.name for attribute in self.SPEC.attributes]
         labels = _read_csv(root / "labels.csv", ("image", "identity", "camera", *named))
-        splits = _read_csv(root / "splits.csv", ("image", *SPLITS))
+        queries = {f"query:{split}": split for split in self.SPEC.reid}
+        splits = _read_csv(root / "splits.csv", ("image", *self.SPEC.splits, *queries))
         if [row["image"] for row in labels] != [row["image"] for row in splits]:
             raise PedbenchError(
                 f"{root}: labels.csv and splits.csv list different images; delete the folder and "
@@ -152,7 +170,8 @@ class SyntheticDataset(BaseDataset):
             yield Record(
                 image=row["image"],
                 labels=tuple(int(row[name]) for name in named),
-                subset={split: cast(Subset, subset[split]) for split in SPLITS},
+                subset={split: cast(Subset, subset[split]) for split in self.SPEC.splits},
+                queries=tuple(split for key, split in queries.items() if subset[key] == "1"),
                 identity=int(row["identity"]),
                 camera=int(row["camera"]),
             )
@@ -162,22 +181,44 @@ class SyntheticDataset(BaseDataset):
         seed = int(rng.integers(2**31))
         self.generate(root, {"seed": seed, "identities": 20, "images_per_identity": 6})
 
+    def _checked(self, options: Mapping[str, Any]) -> dict[str, int]:
+        """All options. Raises PedbenchError on an unknown one or a value out of range."""
+        for key, value in options.items():
+            if key not in self.DEFAULTS:
+                near = difflib.get_close_matches(str(key), self.DEFAULTS, n=1)
+                hint = f"; did you mean '{near[0]}'?" if near else ""
+                known = ", ".join(self.DEFAULTS)
+                raise PedbenchError(f"dataset_options: unknown key '{key}'{hint} (known: {known})")
+            least = self.LEAST[key]
+            if type(value) is not int or value < least:
+                raise PedbenchError(
+                    f"dataset_options: {key} is {value!r}; use a whole number of at least {least}"
+                )
+        return {**self.DEFAULTS, **options}
 
-def _checked(options: Mapping[str, Any]) -> dict[str, int]:
-    """All options. Raises PedbenchError on an unknown one or a value out of range."""
-    for key, value in options.items():
-        if key not in DEFAULTS:
-            near = difflib.get_close_matches(str(key), DEFAULTS, n=1)
-            hint = f"; did you mean '{near[0]}'?" if near else ""
-            raise PedbenchError(
-                f"dataset_options: unknown key '{key}'{hint} (known: {', '.join(DEFAULTS)})"
-            )
-        least = {"seed": 0, "identities": 8, "images_per_identity": 1}[key]
-        if type(value) is not int or value < least:
-            raise PedbenchError(
-                f"dataset_options: {key} is {value!r}; use a whole number of at least {least}"
-            )
-    return {**DEFAULTS, **options}
+
+class SyntheticReid(SyntheticDataset):
+    """A world for re-identification, with the one split `REID`: of unseen persons, 50 / 15 / 35 %.
+
+    In val and test, half of the cameras that saw a person give one picture each to the queries; all
+    others are the gallery, so that every query has a match by another camera. Every tenth person is
+    never asked for: a distractor.
+    """
+
+    DEFAULTS = {"seed": 0, "identities": 320, "images_per_identity": 8}
+    LEAST = {"seed": 0, "identities": 8, "images_per_identity": 2}
+
+    def _splits(
+        self, labels: np.ndarray, who: np.ndarray, cameras: np.ndarray, rng: np.random.Generator
+    ) -> dict[str, np.ndarray]:
+        subset = np.array(SUBSETS)[_divide(_even_order(labels, rng))][who]
+        query = _one_by_half(who, cameras, rng) & (who % 10 != 9) & (subset != "train")
+        return {REID: subset, f"query:{REID}": query.astype(int)}
+
+    def expected(self, options: Mapping[str, Any]) -> Mapping[str, Mapping[str, int]]:
+        chosen = self._checked(options)
+        each, people = chosen["images_per_identity"], _counts(chosen["identities"])
+        return {REID: {s: each * n for s, n in zip(SUBSETS, people, strict=True)}}
 
 
 def _read(path: Path) -> str:
@@ -224,6 +265,16 @@ def _divide(order: np.ndarray) -> np.ndarray:
     subset = np.empty(len(order), dtype=np.int8)
     subset[order] = np.repeat(np.arange(3), _counts(len(order)))
     return subset
+
+
+def _one_by_half(who: np.ndarray, cameras: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """``(N,)`` bool: of each person one picture by each of half of his cameras, rounded down."""
+    chosen = np.zeros(len(who), bool)
+    for person in np.unique(who):
+        own = np.flatnonzero(who == person)
+        first = np.unique(cameras[own], return_index=True)[1]
+        chosen[own[rng.permutation(first)[: len(first) // 2]]] = True
+    return chosen
 
 
 def _even_order(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:

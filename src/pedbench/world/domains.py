@@ -108,3 +108,15 @@ TARGET_B = Domain(
         *("bald", "black hair", "stripes", "trousers", "black trousers", "box", "child", "elderly")
     ),
 )
+
+TARGET_REID = Domain(
+    "synthetic_reid",
+    (
+        Camera(**_MILD, backdrop=(0.56, 0.54, 0.50)),
+        Camera(**_MILD, cast=(1.15, 1.0, 0.8), backdrop=(0.48, 0.44, 0.40)),
+        Camera(**_MILD, cast=(0.85, 1.0, 1.1), backdrop=(0.66, 0.68, 0.70), elevation=(-0.3, -0.1)),
+        Camera(**_MILD, cast=(0.9, 1.08, 0.92), backdrop=(0.35, 0.38, 0.34)),
+        Camera(**_MILD, grey=True, backdrop=(0.42, 0.42, 0.42)),
+        Camera(**_MILD, grey=True, backdrop=(0.62, 0.62, 0.62), tilt=(0.0, 0.12)),
+    ),
+)
