@@ -69,8 +69,8 @@ class AttentionRecorder:
     def _map(self, weights: Tensor) -> np.ndarray:
         return weights.mean(1).unflatten(1, self.backbone.grid).numpy()
 
-    def _embed_image(self, images: Tensor) -> Tensor:
-        self.embedded = self.embed(images)
+    def _embed_image(self, images: Tensor, shift: Tensor | None = None) -> Tensor:
+        self.embedded = self.embed(images, shift)
         return self.embedded
 
     def _run_blocks(
@@ -81,17 +81,24 @@ class AttentionRecorder:
         at: int = 1,
         mask: Tensor | None = None,
         read: Tensor | None = None,
+        layers: slice = slice(None),
     ) -> Tensor:
         """Note which of all tokens are patches, and which come out if not all do."""
-        if tower == "visual":
-            own = torch.arange(x.shape[1], device=x.device)
-            own[at:] += 0 if prompts is None else prompts.shape[-2]
-            first = _find(self.embedded[:, 1:], x)
-            count = self.embedded.shape[1] - 1
-            known = first is not None and (read is None or read.ndim == 1)
-            self.patches = own[first : first + count] if known else None
-            self.read = own if read is None else own[read]
-        return self.run(tower, x, prompts, at, mask, read)
+        if tower != "visual":
+            return self.run(tower, x, prompts, at, mask, read, layers)
+        own = torch.arange(x.shape[1], device=x.device)
+        own[at:] += 0 if prompts is None else prompts.shape[-2]
+        first = _find(self.embedded[:, 1:], x)
+        count = self.embedded.shape[1] - 1
+        self.patches = None
+        if first is not None and (read is None or read.ndim == 1):
+            self.patches = own[first : first + count]
+        self.read = own if read is None else own[read]
+        out = self.run(tower, x, prompts, at, mask, read, layers)
+        if layers.stop is not None and self.patches is not None:
+            # where the layers that follow find them
+            self.embedded = torch.cat([out[:, :1], out[:, self.patches]], dim=1)
+        return out
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
         if self.patches is not None:

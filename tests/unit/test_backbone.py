@@ -298,6 +298,75 @@ def test_positions_are_resized_as_open_clip_does_from_a_square() -> None:
     torch.testing.assert_close(found.positional_embedding.detach(), expected, **CLOSE)
 
 
+def test_patches_may_overlap(backbone: Backbone) -> None:
+    """With every second patch of stride 4 at the places of stride 8; a rest goes unseen."""
+    state = backbone.clip_state()
+    dense = Backbone.from_config(CONFIG, state, stride=4)
+    assert (dense.grid, dense.patch, dense.image_size) == ((7, 3), (8, 8), (32, 16))
+    visual = dense.clip.visual
+    assert visual.positional_embedding.shape == (22, 48)
+    images = randn(2, 3, 32, 16)
+    patches = visual.conv1(images)
+    assert torch.equal(patches[..., ::2, ::2], backbone.clip.visual.conv1(images))
+    assert dense.encode_image(images).shape == (2, 24)
+    uneven = Backbone.from_config(CONFIG, state, image_size=(31, 15), stride=6)
+    assert uneven.grid == (4, 2)
+    inner = randn(1, 3, 31, 15)
+    outer = inner.clone()
+    outer[..., 26:, :] = outer[..., 14:] = 9.0
+    assert torch.equal(uneven.encode_image(inner), uneven.encode_image(outer))
+    assert Backbone.from_config(CONFIG, state, stride=8).weights_sha256 == backbone.weights_sha256
+
+
+def test_impossible_grids_are_refused(backbone: Backbone) -> None:
+    for grid, reason in (
+        ({"stride": 9}, "patch_stride 9: .* choose 1 to 8"),
+        ({"stride": 0}, "choose 1 to 8"),
+        ({"image_size": (4, 16), "stride": 4}, "no multiple"),
+    ):
+        with pytest.raises(PedbenchError, match=reason):
+            Backbone.from_config(CONFIG, backbone.clip_state(), **grid)  # type: ignore[arg-type]
+
+
+def test_a_shift_enters_in_front_of_the_norm(backbone: Backbone) -> None:
+    images, visual = randn(2, 3, 32, 16), backbone.clip.visual
+    plain, before = backbone.embed_image(images), []
+    handle = visual.ln_pre.register_forward_pre_hook(lambda module, args: before.append(args[0]))
+    backbone.embed_image(images)
+    for tokens in (1, 9):
+        shift = randn(2, tokens, 48)
+        shifted = backbone.embed_image(images, shift)
+        moved = before[-1] - before[0]
+        torch.testing.assert_close(moved[:, :tokens], shift, **CLOSE)
+        assert torch.equal(shifted[:, tokens:], plain[:, tokens:])
+        assert not torch.allclose(shifted[:, :tokens], plain[:, :tokens])
+    handle.remove()
+
+
+def test_features_at_three_depths(backbone: Backbone) -> None:
+    images, visual = randn(2, 3, 32, 16), backbone.clip.visual
+    last, normed, projected = backbone.image_features(images)
+    x = backbone.embed_image(images)
+    for block in visual.transformer.resblocks[:-1]:
+        x = block(x)
+    torch.testing.assert_close(last, x[:, 0], **CLOSE)
+    expected = visual.ln_post(visual.transformer.resblocks[-1](x)[:, 0])
+    torch.testing.assert_close(normed, expected, **CLOSE)
+    torch.testing.assert_close(projected, expected @ visual.proj, **CLOSE)
+
+
+def test_features_of_a_resnet_at_three_depths(resnet: Backbone) -> None:
+    images, maps = randn(2, 3, 64, 64), {}
+    for name in ("layer3", "layer4"):
+        stage = getattr(resnet.clip.visual, name)
+        stage.register_forward_hook(lambda m, a, out, name=name: maps.update({name: out}))
+    early, late, pooled = resnet.image_features(images)
+    assert torch.equal(pooled, resnet.encode_image(images))
+    assert torch.equal(early, maps["layer3"].flatten(2).mean(2))
+    assert torch.equal(late, maps["layer4"].flatten(2).mean(2))
+    assert (early.shape, late.shape) == ((2, 256), (2, 512))
+
+
 @pytest.mark.parametrize("mode", [False, True])
 def test_resnet_encoders_equal_open_clip(resnet: Backbone, mode: bool) -> None:
     """In training mode too, because its norms are frozen."""
@@ -341,17 +410,36 @@ def test_a_resnet_has_no_patch_tokens(resnet: Backbone, backbone: Backbone) -> N
     assert resnet.run_blocks("text", embedded).shape == embedded.shape
 
 
-def test_a_resnet_reads_one_image_size(resnet: Backbone) -> None:
+def test_a_resnet_reads_the_size_it_is_loaded_with(resnet: Backbone) -> None:
     sizes = (resnet.image_size, resnet.patch, resnet.grid)
     assert sizes == ((64, 64), (32, 32), (2, 2))
     assert (resnet.visual_width, resnet.visual_layers, resnet.visual_heads) == (512, 0, 8)
+    state = resnet.clip_state()
     for size in (64, (64, 64)):
-        assert Backbone.from_config(RESNET, image_size=size).image_size == (64, 64)
-    for size in (96, (64, 32)):
-        with pytest.raises(PedbenchError, match=r"positions for \(64, 64\) pixels.* only"):
-            Backbone.from_config(RESNET, image_size=size)
-    with pytest.raises(PedbenchError, match=r"got \(64, 32\): resize them$"):
+        same = Backbone.from_config(RESNET, state, image_size=size)
+        assert same.image_size == (64, 64) and same.weights_sha256 == resnet.weights_sha256
+    tall = Backbone.from_config(RESNET, state, image_size=(96, 32))
+    assert (tall.image_size, tall.grid) == ((96, 32), (3, 1))
+    assert tall.clip.visual.attnpool.positional_embedding.shape == (4, 512)
+    assert tall.encode_image(randn(2, 3, 96, 32)).shape == (2, 24)
+    with pytest.raises(PedbenchError, match="no multiple of the ResNet's stride 32"):
+        Backbone.from_config(RESNET, image_size=(64, 40))
+    with pytest.raises(PedbenchError, match=r"got \(64, 32\): resize them"):
         resnet.encode_image(randn(1, 3, 64, 32))
+
+
+def test_the_last_stage_of_a_resnet_need_not_stride(resnet: Backbone) -> None:
+    """It then sees the same, at four times as many places."""
+    state, images = resnet.clip_state(), randn(2, 3, 64, 32)
+    fine = Backbone.from_config(RESNET, state, image_size=(64, 32), stride=16)
+    assert (fine.patch, fine.grid) == ((16, 16), (4, 2))
+    maps = []
+    fine.clip.visual.layer4.register_forward_hook(lambda m, a, out: maps.append(out))
+    assert fine.encode_image(images).shape == (2, 24)
+    assert maps[0].shape == (2, 512, 4, 2)
+    assert fine.clip_state().keys() == state.keys()
+    with pytest.raises(PedbenchError, match="patch_stride 12: .* 32 pixels apart, or 16"):
+        Backbone.from_config(RESNET, stride=12)
 
 
 def test_a_resnet_refuses_the_weights_of_a_transformer(backbone: Backbone) -> None:

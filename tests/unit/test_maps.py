@@ -54,6 +54,13 @@ def test_the_class_token(backbone):
 
 
 @torch.no_grad()
+def test_blocks_may_run_in_parts(backbone):
+    (whole,) = responses(backbone, lambda: backbone.encode_image(IMAGES))
+    (parts,) = responses(backbone, lambda: backbone.image_features(IMAGES))
+    np.testing.assert_array_equal(parts.maps, whole.maps)
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("depth", [1, 4])
 def test_prompts_behind_the_patches(backbone, depth):
     """Of deep prompts that are only looked at there is no attention; shallow ones are not read."""

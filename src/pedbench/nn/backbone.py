@@ -27,7 +27,9 @@ from pedbench.nn.tokenizer import Tokenizer
 from pedbench.paths import resource
 
 _RANDOM = "random:"
-_STRIDE = 32  # pixels between the last cells of CLIP's ResNets
+_STRIDES = (32, 16)  # pixels between a ResNet's last cells: as built, last stage not strided
+
+Interpolation = Literal["bicubic", "bilinear"]
 
 
 class Backbone(nn.Module):
@@ -37,9 +39,19 @@ class Backbone(nn.Module):
     of patches, ``mean``/``std`` normalise RGB in [0, 1]. In the shapes below N is the number of
     patches, Wv/Wt the tower's width, E ``embed_dim``.
 
+    ``image_size`` (an edge, or height and width) and ``stride``, pixels from patch to patch, may be
+    others than those of the pretraining: positions are then interpolated, ``bicubic`` with
+    antialiasing as open_clip does, or ``bilinear`` without as CLIP-ReID's code does. Below the
+    patch's size, the stride makes patches overlap; what is left at the right and lower edges for
+    no whole patch goes unseen. A ResNet knows the strides 32 and 16, the latter by leaving the last
+    stage at the resolution of the one before (Luo et al., "Bag of Tricks and A Strong Baseline for
+    Deep Person Re-identification", CVPRW 2019, section 3.4).
+
     ``tokens``: the image tower is a sequence of patch tokens that prompts can join. A ResNet's is
     not: it has ``visual_layers`` 0, its ``patch`` is the stride, and ``grid``, ``visual_width``
     and ``visual_heads`` are those of its attention pool.
+
+    Raises PedbenchError for a size or stride that the image tower cannot have.
     """
 
     clip: Any  # open_clip's model
@@ -50,6 +62,8 @@ class Backbone(nn.Module):
         name: str,
         vocabulary: Sequence[int] | None = None,
         image_size: int | tuple[int, int] | None = None,
+        stride: int | None = None,
+        interpolation: Interpolation = "bicubic",
     ) -> None:
         super().__init__()
         from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
@@ -58,25 +72,20 @@ class Backbone(nn.Module):
         visual = clip.visual
         self.name = name
         self.tokens = not isinstance(visual, ModifiedResNet)
+        if isinstance(image_size, int):
+            image_size = (image_size, image_size)
         if self.tokens:
-            if image_size is not None:
-                _resize_positions(visual, image_size)
-            self.image_size: tuple[int, int] = tuple(visual.image_size)
+            self.image_size = image_size or tuple(visual.image_size)
             self.patch: tuple[int, int] = tuple(visual.patch_size)
-            self.grid: tuple[int, int] = tuple(visual.grid_size)
+            self.grid = _refit(visual, self.image_size, stride, interpolation)
             self.visual_width: int = visual.transformer.width
             self.visual_layers: int = visual.transformer.layers
             self.visual_heads: int = visual.transformer.resblocks[0].attn.num_heads
         else:
-            self.image_size = (visual.image_size, visual.image_size)
-            if image_size not in (None, visual.image_size, self.image_size):
-                raise PedbenchError(
-                    f"image_size {image_size}: the attention pool of {name} has positions for "
-                    f"{self.image_size} pixels (height, width) only; leave image_size out, or "
-                    "choose a vision transformer"
-                )
-            self.patch = (_STRIDE, _STRIDE)
-            self.grid = (visual.image_size // _STRIDE, visual.image_size // _STRIDE)
+            self.image_size = image_size or (visual.image_size, visual.image_size)
+            stride = _STRIDES[0] if stride is None else stride
+            self.patch = (stride, stride)
+            self.grid = _refit_resnet(visual, self.image_size, stride, interpolation)
             self.visual_width = visual.attnpool.k_proj.in_features
             self.visual_layers = 0
             self.visual_heads = visual.attnpool.num_heads
@@ -103,12 +112,14 @@ class Backbone(nn.Module):
         name: str = "custom",
         vocabulary: Sequence[int] | None = None,
         image_size: int | tuple[int, int] | None = None,
+        stride: int | None = None,
+        interpolation: Interpolation = "bicubic",
         seed: int = 0,
     ) -> Backbone:
         """A CLIP of open_clip's model ``config`` with the weights ``state`` (names of the official
         CLIP). A tower of which ``state`` holds nothing keeps random weights drawn from ``seed``.
 
-        Raises PedbenchError if ``state`` does not fit.
+        Raises PedbenchError if ``state``, the size or the stride does not fit.
         """
         from open_clip.model import CLIP
 
@@ -119,7 +130,7 @@ class Backbone(nn.Module):
             clip = CLIP(**config)
         if state is not None:
             _load(clip, state, name)
-        return cls(clip, name, vocabulary, image_size)
+        return cls(clip, name, vocabulary, image_size, stride, interpolation)
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -151,10 +162,9 @@ class Backbone(nn.Module):
 
     def _check_size(self, images: Tensor) -> None:
         if images.shape[-2:] != self.image_size:
-            other = ", or load it with another image_size" if self.tokens else ""
             raise PedbenchError(
                 f"{self.name} reads images of {self.image_size} pixels (height, width), got "
-                f"{tuple(images.shape[-2:])}: resize them{other}"
+                f"{tuple(images.shape[-2:])}: resize them, or load it with another image_size"
             )
 
     def _check_tokens(self) -> None:
@@ -164,14 +174,21 @@ class Backbone(nn.Module):
                 "backbone with a vision transformer, or use encode_image alone"
             )
 
-    def embed_image(self, images: Tensor) -> Tensor:
+    def embed_image(self, images: Tensor, shift: Tensor | None = None) -> Tensor:
         """``(B, 3, H, W)`` to CLS and patches with positions, normalised: ``(B, 1 + N, Wv)``.
 
-        Like everything on the tokens of the image tower, raises PedbenchError without ``tokens``.
+        ``shift (B, S, Wv)`` is added to the first S tokens in front of the norm. Like everything on
+        the tokens of the image tower, raises PedbenchError without ``tokens``.
         """
         self._check_tokens()
         self._check_size(images)
-        return self.clip.visual._embeds(images)
+        visual = self.clip.visual
+        patches = visual.conv1(images).flatten(2).mT
+        x = torch.cat([visual.class_embedding.expand(len(images), 1, -1), patches], dim=1)
+        x = x + visual.positional_embedding
+        if shift is not None:
+            x = torch.cat([x[:, : shift.shape[1]] + shift, x[:, shift.shape[1] :]], dim=1)
+        return visual.ln_pre(x)
 
     def embed_text(self, ids: Tensor) -> Tensor:
         """Token ids ``(N, L)``, L up to the context length, to ``(N, L, Wt)`` with positions."""
@@ -186,8 +203,9 @@ class Backbone(nn.Module):
         at: int = 1,
         mask: Tensor | None = None,
         read: Tensor | None = None,
+        layers: slice = slice(None),
     ) -> Tensor:
-        """All blocks of a tower over ``x (B, S, W)``: ``(B, S + P, W)``.
+        """All blocks of a tower, or only ``layers``, over ``x (B, S, W)``: ``(B, S + P, W)``.
 
         ``prompts (D, P, W)`` or ``(D, B, P, W)``: in front of layer l < D the P tokens at index
         ``at`` are set to ``prompts[l]`` (inserted at layer 0, replaced below); after layer D - 1
@@ -203,7 +221,7 @@ class Backbone(nn.Module):
             self._check_tokens()
         depth, length = (0, 0) if prompts is None else (len(prompts), prompts.shape[-2])
         transformer = self.clip.visual.transformer if tower == "visual" else self.clip.transformer
-        blocks = list(transformer.resblocks)
+        blocks = list(transformer.resblocks)[layers]
         if depth > len(blocks):
             raise PedbenchError(
                 f"prompts for {depth} layers, but the {tower} tower of {self.name} has "
@@ -242,6 +260,28 @@ class Backbone(nn.Module):
         x = self.embed_image(images)
         cls = self.run_blocks("visual", x, read=torch.zeros(1, dtype=torch.long, device=x.device))
         return self.project_image(cls[:, 0])
+
+    def image_features(
+        self, images: Tensor, shift: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Features at three depths, as CLIP-ReID reads them: the CLS token before the last block
+        ``(B, Wv)``, behind it and the last norm ``(B, Wv)``, and projected ``(B, E)``.
+
+        Of a ResNet: the means of the last two stages' maps, ``(B, Wv / 2)`` and ``(B, Wv)``, and
+        the attention pool's feature. ``shift``: see `embed_image`; a ResNet has none.
+        """
+        if self.tokens:
+            x = self.embed_image(images, shift)
+            x = self.run_blocks("visual", x, layers=slice(-1))
+            cls = torch.zeros(1, dtype=torch.long, device=x.device)
+            out = self.run_blocks("visual", x, read=cls, layers=slice(-1, None))[:, 0]
+            normed = self.clip.visual.ln_post(out)
+            return x[:, 0], normed, self.project_image(normed, ln_post=False)
+        self._check_size(images)
+        visual = self.clip.visual
+        early = visual.layer3(visual.layer2(visual.layer1(visual.stem(images))))
+        late = visual.layer4(early)
+        return early.mean((2, 3)), late.mean((2, 3)), visual.attnpool(late)
 
     def encode_text(
         self,
@@ -286,27 +326,65 @@ def _rows(
     return mask[own[read]].unsqueeze(1)  # of all heads
 
 
-def _resize_positions(visual: Any, image_size: int | tuple[int, int]) -> None:
-    """Interpolate (bicubic) the positions of the patches to ``image_size``'s grid.
+def _refit(
+    visual: Any, size: tuple[int, int], stride: int | None, interpolation: Interpolation
+) -> tuple[int, int]:
+    """Give a vision transformer another image size and stride; returns its grid.
 
     open_clip compares only the number of patches, so it would keep the positions of an 8 x 8
     grid on a 16 x 4 one, and takes every old grid for square.
     """
-    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
-    rows, columns = (height // visual.patch_size[0], width // visual.patch_size[1])
-    if (rows * visual.patch_size[0], columns * visual.patch_size[1]) != (height, width):
+    patch = tuple(visual.patch_size)
+    steps = patch if stride is None else (stride, stride)
+    if not all(1 <= step <= edge for step, edge in zip(steps, patch, strict=True)):
         raise PedbenchError(
-            f"image_size {(height, width)} is no multiple of the patch {visual.patch_size}: "
-            "choose a height and width that are"
+            f"patch_stride {stride}: pixels between patches of {patch} would go unseen; choose 1 "
+            f"to {min(patch)}"
         )
-    old, positions = visual.grid_size, visual.positional_embedding.detach().float()
-    visual.image_size, visual.grid_size = (height, width), (rows, columns)
-    if (rows, columns) == old:
+    spare = [s - p for s, p in zip(size, patch, strict=True)]
+    if min(spare) < 0 or (steps == patch and any(s % p for s, p in zip(size, patch, strict=True))):
+        raise PedbenchError(
+            f"image_size {size} is no multiple of the patch {patch}: choose a height and width "
+            "that are"
+        )
+    grid = (spare[0] // steps[0] + 1, spare[1] // steps[1] + 1)
+    _interpolate(visual, tuple(visual.grid_size), grid, interpolation)
+    visual.conv1.stride, visual.image_size, visual.grid_size = steps, size, grid
+    return grid
+
+
+def _refit_resnet(
+    visual: Any, size: tuple[int, int], stride: int, interpolation: Interpolation
+) -> tuple[int, int]:
+    """Give a ResNet another image size and last stride; returns its attention pool's grid."""
+    if stride not in _STRIDES:
+        raise PedbenchError(
+            f"patch_stride {stride}: the last cells of a ResNet lie 32 pixels apart, or 16 if its "
+            "last stage does not stride; choose one of these"
+        )
+    if min(size) < stride or size[0] % stride or size[1] % stride:
+        raise PedbenchError(
+            f"image_size {size} is no multiple of the ResNet's stride {stride}: choose a height "
+            "and width that are"
+        )
+    edge = visual.image_size // _STRIDES[0]
+    grid = (size[0] // stride, size[1] // stride)
+    _interpolate(visual.attnpool, (edge, edge), grid, interpolation)
+    if stride != _STRIDES[0]:  # the stage strides by its first block's average pools
+        visual.layer4[0].avgpool = visual.layer4[0].downsample[0] = nn.Identity()
+    return grid
+
+
+def _interpolate(
+    module: Any, old: tuple[int, int], new: tuple[int, int], interpolation: Interpolation
+) -> None:
+    """The positions of ``module``, one and then those of the grid ``old``, for the grid ``new``."""
+    if new == old:
         return
+    positions = module.positional_embedding.detach().float()
     grid = positions[1:].T.reshape(1, -1, *old)
-    grid = F.interpolate(grid, (rows, columns), mode="bicubic", antialias=True)
-    positions = torch.cat([positions[:1], grid.flatten(2)[0].T])
-    visual.positional_embedding = nn.Parameter(positions)
+    grid = F.interpolate(grid, new, mode=interpolation, antialias=interpolation == "bicubic")
+    module.positional_embedding = nn.Parameter(torch.cat([positions[:1], grid.flatten(2)[0].T]))
 
 
 def _load(clip: nn.Module, state: dict[str, Tensor], source: str) -> None:
@@ -347,14 +425,17 @@ def load_backbone(
     weights: str | Path | None = None,
     cache_dir: str | Path | None = None,
     image_size: int | tuple[int, int] | None = None,
+    stride: int | None = None,
+    interpolation: Interpolation = "bicubic",
 ) -> Backbone:
     """A frozen CLIP: ``tiny_clip``, one of `contracts.OPENAI`, or ``random:`` before such a name.
 
     ``weights``: a checkpoint file to use instead of the shipped or the downloaded one.
-    ``cache_dir``: where open_clip keeps downloads. ``image_size`` in pixels, an edge or
-    (height, width): positions are interpolated, those of ``RN50`` cannot be.
+    ``cache_dir``: where open_clip keeps downloads. ``image_size``, ``stride`` and
+    ``interpolation``: see `Backbone`; None is the pretraining's.
 
-    Raises PedbenchError on an unknown name and on missing, corrupt or unfitting weights.
+    Raises PedbenchError on an unknown name, on missing, corrupt or unfitting weights, and for a
+    size or stride that the image tower cannot have.
     """
     model = name.removeprefix(_RANDOM)
     if model not in BACKBONES:
@@ -364,18 +445,19 @@ def load_backbone(
         raise PedbenchError(f"unknown backbone '{name}' (known: {known}{hint})")
     if weights is not None and not Path(weights).is_file():
         raise PedbenchError(f"weights of {name}: there is no file {weights}; correct the path")
+    grid: Any = {"image_size": image_size, "stride": stride, "interpolation": interpolation}
     if model == TINY:
         state = None if name != model else _tiny_state(weights)
         return Backbone.from_config(
-            tiny_config(), state, name=name, vocabulary=tiny_vocabulary(), image_size=image_size
+            tiny_config(), state, name=name, vocabulary=tiny_vocabulary(), **grid
         )
     if name != model:
         from open_clip import get_model_config
 
         config = get_model_config(OPENAI[model])
         assert config is not None, f"open_clip no longer has {model}"
-        return Backbone.from_config(config, name=name, image_size=image_size)
-    return Backbone(_openai_clip(model, weights, cache_dir), name, image_size=image_size)
+        return Backbone.from_config(config, name=name, **grid)
+    return Backbone(_openai_clip(model, weights, cache_dir), name, **grid)
 
 
 def shape_only(name: str) -> Backbone:
