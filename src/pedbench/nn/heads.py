@@ -1,4 +1,5 @@
-"""Heads shared by methods: from image features to one logit per attribute."""
+"""Heads shared by methods: from image features to one logit per attribute, or to the neck of
+re-identification."""
 
 from __future__ import annotations
 
@@ -11,6 +12,7 @@ from torch.nn import functional as F
 
 from pedbench.contracts import Batch, Output, Task
 from pedbench.nn.backbone import Backbone
+from pedbench.nn.reid import BNNeck
 from pedbench.nn.sentences import attribute_sentences
 
 TextHeadKind = Literal["pair", "sigmoid", "softmax"]
@@ -54,6 +56,13 @@ def softmax_reason(kind: str, task: Task) -> str | None:
     if kind == "softmax" and task.kind == "par":
         return "head softmax gives every image exactly one attribute: use pair or sigmoid"
     return None
+
+
+def image_head_reason(kind: str, task: Task) -> str | None:
+    """Why `image_head` of ``kind`` cannot solve ``task``, or None: for `BaseMethod.supports`."""
+    if task.kind == "reid" and kind != "linear":
+        return f"head {kind} compares with the attributes' texts; persons have none: use linear"
+    return softmax_reason(kind, task)
 
 
 def start_biases(model: nn.Module, batches: Iterable[Batch]) -> None:
@@ -111,7 +120,9 @@ class LinearHead(nn.Sequential):
 
 def image_head(kind: HeadKind, backbone: Backbone, task: Task, template: str) -> nn.Module:
     """The head of a method that adapts the image tower: linear, or against the fixed texts of
-    ``template`` (see `attribute_sentences`)."""
+    ``template`` (see `attribute_sentences`). In re-identification linear is the `BNNeck`."""
+    if kind == "linear" and task.kind == "reid":
+        return BNNeck(backbone.embed_dim, task)
     if kind == "linear":
         return LinearHead(backbone.embed_dim, len(task.attributes))
     texts = attribute_sentences(task.attributes, template, absence=kind == "pair")
@@ -121,7 +132,8 @@ def image_head(kind: HeadKind, backbone: Backbone, task: Task, template: str) ->
 
 class ImageClassifier(nn.Module):
     """``head(stem(images))`` with ``stem`` CLIP's image encoder: while only the head trains, the
-    engine caches the stem. ``forward(images (B, 3, H, W)) -> Output``."""
+    engine caches the stem. ``forward(images (B, 3, H, W)) -> Output``; the head may give logits
+    alone."""
 
     def __init__(self, backbone: Backbone, head: nn.Module) -> None:
         super().__init__()
@@ -133,4 +145,5 @@ class ImageClassifier(nn.Module):
         return self.backbone.encode_image(images)
 
     def forward(self, images: Tensor) -> Output:
-        return Output(self.head(self.stem(images)))
+        found = self.head(self.stem(images))
+        return found if isinstance(found, Output) else Output(found)

@@ -18,7 +18,7 @@ from pedbench.nn.heads import (
     Similarity,
     TextHead,
     image_head,
-    softmax_reason,
+    image_head_reason,
 )
 from pedbench.nn.sentences import attribute_sentences
 from pedbench.nn.texts import PackedTexts
@@ -141,7 +141,7 @@ def unsupported(backbone: Backbone, task: Task, tower: Tower, head: HeadKind) ->
         )
     if tower != "visual" and head == "linear":
         return "head linear compares with no text, so that tower must be visual"
-    return softmax_reason(head, task)
+    return image_head_reason(head, task)
 
 
 def classifier(
