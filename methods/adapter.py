@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from pedbench.contracts import BaseMethod, Task
 from pedbench.nn.backbone import Backbone
-from pedbench.nn.heads import ImageClassifier, image_head
+from pedbench.nn.heads import ImageClassifier, head_reason, image_head
 
 BIBTEX = """
 @inproceedings{chen2022adaptformer,
@@ -104,7 +104,11 @@ class Beside(nn.Module):
 
 class Method(BaseMethod[Params]):
     needs_tokens = True
+    tasks = ("par", "reid")
     search = {"lr": (3e-4, 1e-1)}
+
+    def supports(self, task: Task, backbone: Backbone) -> str | None:
+        return super().supports(task, backbone) or head_reason(self.params.head, task)
 
     def build(self, backbone: Backbone, task: Task) -> nn.Module:
         p, width = self.params, backbone.visual_width

@@ -23,7 +23,7 @@ from torch import nn
 
 from pedbench.contracts import BaseMethod, Task
 from pedbench.nn.backbone import Backbone
-from pedbench.nn.heads import ImageClassifier, image_head
+from pedbench.nn.heads import ImageClassifier, head_reason, image_head
 
 BIBTEX = """
 @inproceedings{benzaken2022bitfit,
@@ -45,7 +45,11 @@ class Params:
 
 
 class Method(BaseMethod[Params]):
+    tasks = ("par", "reid")
     search = {"lr": (1e-3, 1e-1)}
+
+    def supports(self, task: Task, backbone: Backbone) -> str | None:
+        return super().supports(task, backbone) or head_reason(self.params.head, task)
 
     def build(self, backbone: Backbone, task: Task) -> nn.Module:
         for name, parameter in backbone.clip.visual.named_parameters():

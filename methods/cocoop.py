@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from pedbench.contracts import BaseMethod, Task
 from pedbench.nn.backbone import Backbone
-from pedbench.nn.heads import ImageClassifier, Similarity, softmax_reason
+from pedbench.nn.heads import ImageClassifier, Similarity, head_reason
 from pedbench.nn.sentences import attribute_sentences
 from pedbench.nn.texts import ContextTexts
 
@@ -62,7 +62,7 @@ class Method(BaseMethod[Params]):
     search = {"lr": (1e-3, 1e-1), "reduction": [2, 4, 8, 16]}
 
     def supports(self, task: Task, backbone: Backbone) -> str | None:
-        return super().supports(task, backbone) or softmax_reason(self.params.head, task)
+        return super().supports(task, backbone) or head_reason(self.params.head, task)
 
     def build(self, backbone: Backbone, task: Task) -> nn.Module:
         p, width = self.params, backbone.embed_dim

@@ -26,7 +26,7 @@ from torch import nn
 
 from pedbench.contracts import BaseMethod, Task
 from pedbench.nn.backbone import Backbone
-from pedbench.nn.heads import ImageClassifier, Similarity, TextHead, softmax_reason
+from pedbench.nn.heads import ImageClassifier, Similarity, TextHead, head_reason
 from pedbench.nn.sentences import attribute_sentences
 from pedbench.nn.texts import ContextTexts
 
@@ -55,7 +55,7 @@ class Method(BaseMethod[Params]):
     search = {"lr": (1e-3, 1e-1), "context_length": [4, 8, 16]}
 
     def supports(self, task: Task, backbone: Backbone) -> str | None:
-        return super().supports(task, backbone) or softmax_reason(self.params.head, task)
+        return super().supports(task, backbone) or head_reason(self.params.head, task)
 
     def open_vocabulary(self) -> bool:
         return super().open_vocabulary() and not self.params.class_specific

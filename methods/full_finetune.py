@@ -20,7 +20,7 @@ from torch import nn
 
 from pedbench.contracts import BaseMethod, Task
 from pedbench.nn.backbone import Backbone
-from pedbench.nn.heads import ImageClassifier, image_head
+from pedbench.nn.heads import ImageClassifier, head_reason, image_head
 
 BIBTEX = """
 @inproceedings{kumar2022finetuning,
@@ -42,7 +42,11 @@ class Params:
 
 
 class Method(BaseMethod[Params]):
+    tasks = ("par", "reid")
     search = {"lr": (1e-5, 1e-2), "head_lr": (1e-4, 1e-1)}
+
+    def supports(self, task: Task, backbone: Backbone) -> str | None:
+        return super().supports(task, backbone) or head_reason(self.params.head, task)
 
     def build(self, backbone: Backbone, task: Task) -> nn.Module:
         head = image_head(self.params.head, backbone, task, self.params.template)

@@ -23,8 +23,15 @@ from torch import nn
 
 from pedbench.contracts import BaseMethod, Task
 from pedbench.nn.backbone import Backbone
-from pedbench.nn.heads import ImageClassifier, Similarity, TextHead, softmax_reason
-from pedbench.nn.prompts import PromptedClassifier, PromptedTexts, normal_prompts, prompt_reason
+from pedbench.nn.heads import ImageClassifier, Similarity
+from pedbench.nn.prompts import (
+    LearnedTexts,
+    PromptedClassifier,
+    PromptedTexts,
+    learned_text_reason,
+    normal_prompts,
+    prompt_reason,
+)
 
 BIBTEX = """
 @inproceedings{khattak2023maple,
@@ -49,11 +56,13 @@ class Params:
     text_depth: int = 0  # first layers of the text tower with prompts of their own; 0: all
     context_init: str = "a photo of a"  # words the text prompts of the input start from
     class_name: str = "person {}"  # behind them; {} is replaced by the attribute's phrase
-    head: Literal["pair", "sigmoid", "softmax"] = "pair"  # texts of presence and absence
+    head: Literal["pair", "sigmoid", "softmax"] = "pair"  # texts of presence and absence;
+    # softmax: of persons, in re-identification
     lr: float = 3.5e-3  # rate of everything
 
 
 class Method(BaseMethod[Params]):
+    tasks = ("par", "reid")
     needs_tokens = True
     search = {"lr": (1e-3, 3e-1), "visual_length": [2, 4, 8]}
 
@@ -61,7 +70,7 @@ class Method(BaseMethod[Params]):
         p = self.params
         reason = (
             super().supports(task, backbone)
-            or softmax_reason(p.head, task)
+            or learned_text_reason(p.head, task)
             or prompt_reason(backbone, "text", text_length=p.text_length, text_depth=p.text_depth)
         )
         if reason or not p.visual_length:
@@ -75,7 +84,8 @@ class Method(BaseMethod[Params]):
             backbone, task, p.head, words=p.context_init, class_name=p.class_name,
             length=p.text_length, depth=p.text_depth or backbone.text_layers,
         )  # fmt: skip
-        head = TextHead(texts, Similarity(p.head, backbone, len(task.attributes)))
+        similarity = Similarity(p.head, backbone, len(task.attributes))
+        head = LearnedTexts(texts, similarity, task.kind)
         if not p.visual_length:
             return ImageClassifier(backbone, head)
         depth = p.visual_depth or backbone.visual_layers

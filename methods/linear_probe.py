@@ -10,7 +10,8 @@ Run: snakemake --cores all results/linear_probe/tables --config results=results/
 
 The paper fits a multinomial logistic regression by L-BFGS on the features before CLIP's projection
 into the joint space. Here one sigmoid per attribute learns by the protocol's optimiser on those
-behind it, which all methods share, standardised over the batch.
+behind it, which all methods share, standardised over the batch. In re-identification a linear map
+of these features is learned below the neck, by the protocol's losses.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from torch import nn
 from pedbench.contracts import BaseMethod, Task
 from pedbench.nn.backbone import Backbone
 from pedbench.nn.heads import ImageClassifier, LinearHead
+from pedbench.nn.reid import BNNeck
 
 BIBTEX = """
 @inproceedings{radford2021clip,
@@ -41,8 +43,13 @@ class Params:
 
 
 class Method(BaseMethod[Params]):
+    tasks = ("par", "reid")
     search = {"lr": (1e-3, 3.0)}
 
     def build(self, backbone: Backbone, task: Task) -> nn.Module:
-        head = LinearHead(backbone.embed_dim, len(task.attributes))
-        return ImageClassifier(backbone, head)
+        width = backbone.embed_dim
+        if task.kind == "reid":  # a linear map of the features, which is what is compared
+            return ImageClassifier(
+                backbone, nn.Sequential(LinearHead(width, width), BNNeck(width, task))
+            )
+        return ImageClassifier(backbone, LinearHead(width, len(task.attributes)))

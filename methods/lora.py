@@ -60,6 +60,7 @@ class Params:
 
 
 class Method(BaseMethod[Params]):
+    tasks = ("par", "reid")
     search = {"lr": (3e-4, 1e-1)}
 
     def supports(self, task: Task, backbone: Backbone) -> str | None:

@@ -10,7 +10,8 @@ Run: snakemake --cores all results/maple/tables --config results=results/maple
 
 The paper classifies by a softmax; docs/decisions/prompt_learners.md says what replaces it and how
 the released code differs. A prompted layer of the image tower is coupled to the same layer of the
-text tower, so the shallower tower limits the depth.
+text tower, so the shallower tower limits the depth. In re-identification the softmax is over the
+persons of the training images, each with learned tokens of its own for a name.
 """
 
 from __future__ import annotations
@@ -21,10 +22,16 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from pedbench.contracts import BaseMethod, Output, Task
+from pedbench.contracts import BaseMethod, Output, Task, TaskKind
 from pedbench.nn.backbone import Backbone
-from pedbench.nn.heads import Similarity, softmax_reason
-from pedbench.nn.prompts import PromptedTexts, encode_prompted, prompt_reason
+from pedbench.nn.heads import Similarity
+from pedbench.nn.prompts import (
+    PromptedTexts,
+    answer,
+    encode_prompted,
+    learned_text_reason,
+    prompt_reason,
+)
 
 BIBTEX = """
 @inproceedings{khattak2023maple,
@@ -47,7 +54,8 @@ class Params:
     prompt_depth: int = 9  # J, first layers with prompts of their own; 0: all that both towers have
     context_init: str = "a photo of a"  # words the text prompts of the input start from
     class_name: str = "person {}"  # behind them; {} is replaced by the attribute's phrase
-    head: Literal["pair", "sigmoid", "softmax"] = "pair"  # texts of presence and absence
+    head: Literal["pair", "sigmoid", "softmax"] = "pair"  # texts of presence and absence;
+    # softmax: of persons, in re-identification
     lr: float = 3.5e-3  # rate of everything
 
 
@@ -65,6 +73,7 @@ class MaPLe(nn.Module):
         widths = backbone.text_width, backbone.visual_width
         self.couplings = nn.ModuleList(nn.Linear(*widths) for _ in range(depth))
         self.similarity = Similarity(p.head, backbone, len(task.attributes))
+        self.task_kind: TaskKind = task.kind
 
     def visual_prompts(self) -> Tensor:
         """``(J, P, Wt) -> (J, P, Wv)``."""
@@ -73,10 +82,11 @@ class MaPLe(nn.Module):
 
     def forward(self, images: Tensor) -> Output:
         features = encode_prompted(self.backbone, images, self.visual_prompts())
-        return Output(self.similarity(features, self.texts()))
+        return answer(features, self.texts, self.similarity, self.task_kind)
 
 
 class Method(BaseMethod[Params]):
+    tasks = ("par", "reid")
     needs_tokens = True
     search = {"lr": (1e-3, 3e-1), "context_length": [2, 4, 8]}
 
@@ -85,7 +95,7 @@ class Method(BaseMethod[Params]):
         sizes = {"context_length": p.context_length, "prompt_depth": p.prompt_depth}
         return (
             super().supports(task, backbone)
-            or softmax_reason(p.head, task)
+            or learned_text_reason(p.head, task)
             or prompt_reason(backbone, "text", **sizes)
             or prompt_reason(backbone, "visual", **sizes)
         )

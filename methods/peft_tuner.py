@@ -19,7 +19,7 @@ before the library.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any, Literal
 
@@ -147,6 +147,8 @@ BIBTEX = """
 }
 """
 
+PENALTY = "orthogonality"
+
 
 @dataclass(frozen=True)
 class Params:
@@ -165,6 +167,7 @@ class Params:
 
 
 class Method(BaseMethod[Params]):
+    tasks = ("par", "reid")
     search = {"lr": (3e-4, 1e-1)}
 
     def supports(self, task: Task, backbone: Backbone) -> str | None:
@@ -187,7 +190,8 @@ class Method(BaseMethod[Params]):
         return Budgeted(model, RankBudget(tuner, *phases)) if p.tuner == "AdaLora" else model
 
     def loss(self, output: Output, batch: Batch, task: Task) -> dict[str, Tensor]:
-        return super().loss(output, batch, task) | dict(output.extras)
+        penalty = {name: output.extras[name] for name in (PENALTY,) if name in output.extras}
+        return super().loss(output, batch, task) | penalty
 
     def param_groups(self, model: nn.Module) -> list[dict[str, Any]]:
         return adapter_groups(model, self.params.lr, self.params.head_lr)
@@ -208,7 +212,9 @@ class Budgeted(ImageClassifier):
 
     def forward(self, images: Tensor) -> Output:
         output = super().forward(images)
-        return Output(output.logits, self.budget.penalty()) if self.training else output
+        if self.training:
+            return replace(output, extras={**output.extras, **self.budget.penalty()})
+        return output
 
 
 class RankBudget(nn.Module):
@@ -262,7 +268,7 @@ class RankBudget(nn.Module):
                 terms.append(
                     torch.linalg.matrix_norm(product - torch.eye(len(product), device=p.device))
                 )
-        return {"orthogonality": self.config.orth_reg_weight * torch.stack(terms).mean()}
+        return {PENALTY: self.config.orth_reg_weight * torch.stack(terms).mean()}
 
     def share_out(self, step: int, steps: int) -> None:
         """After optimiser step ``step`` of ``steps``."""

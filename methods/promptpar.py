@@ -13,6 +13,8 @@ Run: snakemake --cores all results/promptpar/tables --config results=results/pro
 The defaults are the paper's, read soundly where its text and its code disagree; the variant
 ``released_code`` computes what the authors' code computes. docs/decisions/promptpar.md lists
 every difference. The paper counts 2.30 M (ViT-B/16) and 3.27 M (ViT-L/14) trained parameters.
+In re-identification, which the paper does not treat, the prompts of the image tower are learned
+alone, below a neck; hyperparameters of texts, fusion and similarity then mean nothing.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ from pedbench.nn.backbone import Backbone
 from pedbench.nn.fusion import AttributeHead, MMFormer, TokenMLP, mm_former
 from pedbench.nn.prompts import prompt_parameter
 from pedbench.nn.regions import region_mask, region_patches
+from pedbench.nn.reid import BNNeck
 from pedbench.nn.sentences import attribute_sentences
 
 BIBTEX = """
@@ -77,24 +80,20 @@ class Params:
     prompt_warmup_epochs: int | None = None  # of the prompts; None: the protocol's
 
 
-class PromptPAR(nn.Module):
-    """``forward(images (B, 3, H, W)) -> Output`` with logits (B, A) and, in ``extras``, the
-    global-local logits ``gl`` (B, A) unless their weight is 0.
+class PromptedTower(nn.Module):
+    """The image tower with prompts, global ones and of regions (Section III-B).
 
     Visual tokens stand in the order CLS, P prompts (global group first), K region CLS tokens,
     N patches: S = 1 + P + K + N.
     """
 
     region_cls: nn.Parameter | None
-    text_prompts: nn.Parameter | None
     mask: Tensor | None
-    ids: Tensor
-    fixed_text: Tensor
 
-    def __init__(self, backbone: Backbone, task: Task, params: Params) -> None:
+    def __init__(self, backbone: Backbone, params: Params) -> None:
         super().__init__()
         self.backbone, self.params = backbone, params
-        attributes, regions, length = len(task.attributes), params.regions, params.prompt_length
+        regions, length = params.regions, params.prompt_length
         groups = 1 + regions
         if length < groups or length % groups:
             below = length // groups * groups
@@ -104,7 +103,6 @@ class PromptPAR(nn.Module):
                 f"and regions = {regions}) and must be a multiple of {groups}: use {near}"
             )
 
-        # Section III-B: prompts of the image encoder, one group per region and one global
         width, init = backbone.visual_width, params.prompt_init
         depth = params.prompt_depth or backbone.visual_layers
         self.prompts = prompt_parameter(depth, length, width, patch=backbone.patch, init=init)
@@ -117,6 +115,46 @@ class PromptPAR(nn.Module):
             mask = region_mask(stripes, length // groups)
         self.register_parameter("region_cls", region_cls)
         self.register_buffer("mask", mask, persistent=False)
+
+    def visual_tokens(self, images: Tensor, read: Tensor | None = None) -> Tensor:
+        """All tokens of the image encoder in the joint space, ``(B, S, E)``, or those that stand
+        at ``read (R,)`` before the prompts enter, ``(B, R, E)``."""
+        backbone = self.backbone
+        x = backbone.embed_image(images)
+        if self.region_cls is not None:
+            region_cls = backbone.clip.visual.ln_pre(self.region_cls).expand(len(x), -1, -1)
+            x = torch.cat([x[:, :1], region_cls, x[:, 1:]], dim=1)
+        prompts = self.prompts[: backbone.visual_layers]
+        x = backbone.run_blocks("visual", x, prompts, mask=self.mask, read=read)
+        return backbone.project_image(x, ln_post=self.params.visual_ln_post)
+
+
+class PromptedPerson(PromptedTower):
+    """For re-identification, where no attribute has a text: ``forward(images) -> Output``. Compared
+    are the CLS token and the K region CLS tokens, each of length one, side by side: (B, (1 + K) E).
+    """
+
+    def __init__(self, backbone: Backbone, task: Task, params: Params) -> None:
+        super().__init__(backbone, params)
+        self.head = BNNeck((1 + params.regions) * backbone.embed_dim, task)
+
+    def forward(self, images: Tensor) -> Output:
+        read = torch.arange(1 + self.params.regions, device=images.device)
+        parts = F.normalize(self.visual_tokens(images, read), dim=-1)
+        return self.head(parts.flatten(1))
+
+
+class PromptPAR(PromptedTower):
+    """``forward(images (B, 3, H, W)) -> Output`` with logits (B, A) and, in ``extras``, the
+    global-local logits ``gl`` (B, A) unless their weight is 0."""
+
+    text_prompts: nn.Parameter | None
+    ids: Tensor
+    fixed_text: Tensor
+
+    def __init__(self, backbone: Backbone, task: Task, params: Params) -> None:
+        super().__init__(backbone, params)
+        attributes, init = len(task.attributes), params.prompt_init
 
         # Section III-C: prompts of the text encoder, per attribute
         ids = backbone.tokenizer(sentences(task, params.expanded_sentences))
@@ -161,17 +199,6 @@ class PromptPAR(nn.Module):
         released = self.params.text_prompt_position == "released"
         at = self.ids.shape[1] if released else 1  # behind the padding, or right after the start
         return self.backbone.encode_text(self.ids, prompts=self.text_prompts, at=at)
-
-    def visual_tokens(self, images: Tensor) -> Tensor:
-        """All tokens of the image encoder in the joint space, ``(B, S, E)``."""
-        backbone = self.backbone
-        x = backbone.embed_image(images)
-        if self.region_cls is not None:
-            region_cls = backbone.clip.visual.ln_pre(self.region_cls).expand(len(x), -1, -1)
-            x = torch.cat([x[:, :1], region_cls, x[:, 1:]], dim=1)
-        prompts = self.prompts[: backbone.visual_layers]
-        x = backbone.run_blocks("visual", x, prompts, mask=self.mask)
-        return backbone.project_image(x, ln_post=self.params.visual_ln_post)
 
     def matched_tokens(self, tokens: Tensor) -> Tensor:
         """The global token and the region CLS tokens out of ``(B, S, E)``: ``(B, 1 + K, E)``."""
@@ -241,6 +268,7 @@ def sentences(task: Task, expanded: bool) -> list[str]:
 
 
 class Method(BaseMethod[Params]):
+    tasks = ("par", "reid")
     needs_tokens = True
     search = {"lr": (1e-4, 1e-1), "prompt_lr": (1e-3, 3e-1)}
 
@@ -254,7 +282,8 @@ class Method(BaseMethod[Params]):
         return reason
 
     def build(self, backbone: Backbone, task: Task) -> nn.Module:
-        return PromptPAR(backbone, task, self.params)
+        model = PromptedPerson if task.kind == "reid" else PromptPAR
+        return model(backbone, task, self.params)
 
     def loss(self, output: Output, batch: Batch, task: Task) -> dict[str, Tensor]:
         from pedbench.tasks.losses import weighted_bce

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from pedbench.contracts import BaseMethod, Task
 from pedbench.nn.backbone import Backbone
-from pedbench.nn.heads import ImageClassifier, image_head
+from pedbench.nn.heads import ImageClassifier, head_reason, image_head
 
 BIBTEX = """
 @inproceedings{lian2022ssf,
@@ -62,7 +62,11 @@ class ScaleShift(nn.Module):
 
 class Method(BaseMethod[Params]):
     needs_tokens = True
+    tasks = ("par", "reid")
     search = {"lr": (1e-3, 1e-1)}
+
+    def supports(self, task: Task, backbone: Backbone) -> str | None:
+        return super().supports(task, backbone) or head_reason(self.params.head, task)
 
     def build(self, backbone: Backbone, task: Task) -> nn.Module:
         visual = backbone.clip.visual

@@ -25,7 +25,7 @@ from torch import nn
 
 from pedbench.contracts import BaseMethod, Task
 from pedbench.nn.backbone import Backbone
-from pedbench.nn.heads import image_head, softmax_reason
+from pedbench.nn.heads import head_reason, image_head
 from pedbench.nn.prompts import PromptedClassifier, prompt_parameter, prompt_reason
 
 BIBTEX = """
@@ -55,13 +55,14 @@ class Params:
 
 class Method(BaseMethod[Params]):
     needs_tokens = True
+    tasks = ("par", "reid")
     search = {"lr": (1e-3, 3e-1), "prompt_length": [4, 8, 16]}
 
     def supports(self, task: Task, backbone: Backbone) -> str | None:
         p = self.params
         return (
             super().supports(task, backbone)
-            or softmax_reason(p.head, task)
+            or head_reason(p.head, task)
             or prompt_reason(
                 backbone, "visual", prompt_length=p.prompt_length, prompt_depth=p.prompt_depth
             )

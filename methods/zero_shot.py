@@ -18,9 +18,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor, nn
 
-from pedbench.contracts import BaseMethod, Task
+from pedbench.contracts import BaseMethod, Output, Task
 from pedbench.nn.backbone import Backbone
 from pedbench.nn.heads import ImageClassifier, image_head
 
@@ -41,11 +41,26 @@ class Params:
     template: str = "a photo of a person {}"  # {} is replaced by the attribute's phrase
 
 
+class FrozenFeatures(nn.Module):
+    """CLIP's image features as they are, for retrieval: ``forward(images) -> Output``."""
+
+    def __init__(self, backbone: Backbone) -> None:
+        super().__init__()
+        self.backbone = backbone
+
+    def forward(self, images: Tensor) -> Output:
+        features = self.backbone.encode_image(images)
+        return Output(features[:, :0], features=features)
+
+
 class Method(BaseMethod[Params]):
     trains = False
+    tasks = ("par", "reid")
 
     def open_vocabulary(self) -> bool:
         return True
 
     def build(self, backbone: Backbone, task: Task) -> nn.Module:
+        if task.kind == "reid":
+            return FrozenFeatures(backbone)
         return ImageClassifier(backbone, image_head("pair", backbone, task, self.params.template))

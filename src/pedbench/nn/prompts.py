@@ -8,11 +8,11 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from pedbench.contracts import Task
+from pedbench.contracts import Output, Task, TaskKind
 from pedbench.nn.backbone import Backbone
-from pedbench.nn.heads import ImageClassifier, TextHeadKind
+from pedbench.nn.heads import ImageClassifier, Similarity, TextHead, TextHeadKind, head_reason
 from pedbench.nn.sentences import attribute_sentences
-from pedbench.nn.texts import PackedTexts
+from pedbench.nn.texts import PackedTexts, learned
 
 
 def prompt_parameter(
@@ -52,15 +52,29 @@ def prompt_reason(backbone: Backbone, tower: Literal["visual", "text"], **sizes:
     return None
 
 
+def learned_text_reason(kind: str, task: Task) -> str | None:
+    """Why texts that are learned cannot be compared by a head of ``kind``, or None: for
+    `BaseMethod.supports`. Persons, unlike attributes, have texts only if these are learned."""
+    if task.kind == "par":
+        return head_reason(kind, task)
+    wanted = "use softmax, over the persons of the training images"
+    return None if kind == "softmax" else f"head {kind} asks for attributes: {wanted}"
+
+
 class PromptedTexts(nn.Module):
-    """The attributes' texts behind learned tokens: ``forward() -> (T, E)``, T as the `Similarity`
+    """Texts of the classes behind learned tokens: ``forward() -> (T, E)``, T as the `Similarity`
     of ``kind`` wants.
 
     A text is ``words``, then ``class_name`` with the attribute's phrase. Its first ``length``
     tokens after the start are learned, in the input and in front of each further of ``depth``
     layers: ``prompts (depth, length, Wt)``. Those of the input begin as the words; words beyond
     ``length`` stay fixed text, tokens beyond the words begin at random.
+
+    A person of the training images has no phrase: ``NAME`` learned tokens of their own stand in
+    front of "person", ``names (C, NAME, Wt)``, as in CLIP-ReID (Li et al., AAAI 2023, section 3.2).
     """
+
+    NAME = 4
 
     def __init__(
         self,
@@ -80,13 +94,46 @@ class PromptedTexts(nn.Module):
         with torch.no_grad():
             start = backbone.clip.token_embedding.weight[ids[:length]]
             self.prompts[0, : len(start)] = start
-        rests = attribute_sentences(task.attributes, f"{class_name}.", absence=kind == "pair")
+        names = None
+        if task.kind == "reid":
+            names = normal_prompts(task.identities, self.NAME, backbone.text_width)
+            numbers = torch.arange(task.identities * self.NAME).view(-1, self.NAME).tolist()
+            person = tokenizer.encode("person.")
+            rests = [[*map(learned, of_person), *person] for of_person in numbers]
+        else:
+            said = attribute_sentences(task.attributes, f"{class_name}.", absence=kind == "pair")
+            rests = [tokenizer.encode(rest) for rest in said]
+        self.register_parameter("names", names)
         head = [tokenizer.sot, *ids[length:]]
-        rows = [[*head, *tokenizer.encode(rest), tokenizer.eot] for rest in rests]
+        rows = [[*head, *rest, tokenizer.eot] for rest in rests]
         self.packed = PackedTexts(backbone, rows, prompts=length)
 
     def forward(self) -> Tensor:
-        return self.packed(prompts=self.prompts)
+        names = None if self.names is None else self.names.flatten(0, 1)
+        return self.packed(names, prompts=self.prompts)
+
+
+def answer(
+    features: Tensor, texts: nn.Module, similarity: Similarity, task_kind: TaskKind
+) -> Output:
+    """Image features ``(B, E)`` against what ``texts() -> (T, E)`` gives. In re-identification the
+    features are what is compared, and persons of the training images are told by their texts in
+    training alone."""
+    if task_kind == "par":
+        return Output(similarity(features, texts()))
+    logits = similarity(features, texts()) if similarity.training else features[:, :0]
+    return Output(logits, {"before": features}, features)
+
+
+class LearnedTexts(TextHead):
+    """`TextHead` of texts that are learned; see `answer`."""
+
+    def __init__(self, texts: nn.Module, similarity: Similarity, task_kind: TaskKind) -> None:
+        super().__init__(texts, similarity)
+        self.task_kind: TaskKind = task_kind
+
+    def forward(self, features: Tensor) -> Output:
+        return answer(features, self.texts, self.similarity, self.task_kind)
 
 
 def encode_prompted(backbone: Backbone, images: Tensor, prompts: Tensor) -> Tensor:
