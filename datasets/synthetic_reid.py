@@ -1,4 +1,4 @@
-"""Synthetic ReID: persons to be found again, by another of six cameras, two of them grey."""
+"""Synthetic ReID: persons found again by another of six cameras, one of them grey, one inverted."""
 
 from __future__ import annotations
 

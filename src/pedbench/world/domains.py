@@ -109,14 +109,17 @@ TARGET_B = Domain(
     ),
 )
 
+_ANY_SIDE: dict[str, Any] = {**_HARD, "back": 0.3, "side": 0.25}  # as people pass by
 TARGET_REID = Domain(
     "synthetic_reid",
     (
-        Camera(**_MILD, backdrop=(0.56, 0.54, 0.50)),
-        Camera(**_MILD, cast=(1.15, 1.0, 0.8), backdrop=(0.48, 0.44, 0.40)),
-        Camera(**_MILD, cast=(0.85, 1.0, 1.1), backdrop=(0.66, 0.68, 0.70), elevation=(-0.3, -0.1)),
-        Camera(**_MILD, cast=(0.9, 1.08, 0.92), backdrop=(0.35, 0.38, 0.34)),
-        Camera(**_MILD, grey=True, backdrop=(0.42, 0.42, 0.42)),
-        Camera(**_MILD, grey=True, backdrop=(0.62, 0.62, 0.62), tilt=(0.0, 0.12)),
+        Camera(**_ANY_SIDE, backdrop=(0.56, 0.54, 0.50)),
+        Camera(**_ANY_SIDE, cast=(1.2, 1.0, 0.75), backdrop=(0.48, 0.44, 0.40)),
+        Camera(
+            **_ANY_SIDE, cast=(0.8, 1.0, 1.15), backdrop=(0.66, 0.68, 0.7), elevation=(-0.3, -0.1)
+        ),
+        Camera(**_ANY_SIDE, cast=(0.85, 1.12, 0.85), backdrop=(0.35, 0.38, 0.34)),
+        Camera(**_ANY_SIDE, grey=True, backdrop=(0.42, 0.42, 0.42), tilt=(0.0, 0.12)),
+        Camera(**_ANY_SIDE, inverted=True, backdrop=(0.55, 0.52, 0.50)),
     ),
 )
