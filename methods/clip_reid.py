@@ -121,10 +121,11 @@ class ClipReid(nn.Module):
     """``forward(images (B, 3, H, W), identities (B,), cameras (B,)) -> Output``.
 
     With ``identities``, which only training knows, ``extras`` hold the features ``last`` (before
-    the last block) and ``before`` ``(B, Wv)``, ``projected (B, E)``, and the scores
-    ``projected_logits`` and ``i2t``, both ``(B, C)``. Without ``cameras`` nothing is added for them.
+    the last block) and ``before``, ``(B, Wv)``, ``projected (B, E)``, and the scores
+    ``projected_logits`` and ``i2t``, ``(B, C)``. Without ``cameras`` nothing is added for them.
 
-    While ``prompting``, i.e. in the first stage, it has a ``stem``, and forward is that of ``head``.
+    While ``prompting``, that is in the first stage, it has a ``stem``, and training goes through
+    ``head``.
     """
 
     reads = ("identities", "cameras")

@@ -69,8 +69,11 @@ def plain_task(attributes: int, ratio: Tensor | None = None, weighting: str = "r
     return Task("par", named, tuple(shares), weighting)
 
 
-def tiny_backbone(config: dict[str, Any], state: dict[str, Tensor], ids: Tensor) -> Backbone:
-    """The CLIP of a case. Its tokenizer returns ``ids`` whatever the text."""
+def tiny_backbone(
+    config: dict[str, Any], state: dict[str, Tensor], ids: Tensor, **grid: Any
+) -> Backbone:
+    """The CLIP of a case, on another ``grid`` if given. Its tokenizer returns ``ids`` whatever the
+    text."""
     model = {
         "embed_dim": config["embed_dim"],
         "quick_gelu": config["quick_gelu"],
@@ -89,6 +92,6 @@ def tiny_backbone(config: dict[str, Any], state: dict[str, Tensor], ids: Tensor)
             "layers": config["text_layers"],
         },
     }
-    backbone = Backbone.from_config(model, state)
+    backbone = Backbone.from_config(model, state, **grid)
     backbone.tokenizer = lambda texts: ids  # type: ignore[assignment]
     return backbone
