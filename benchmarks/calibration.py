@@ -18,10 +18,11 @@ from numpy.random import Generator
 from scipy.stats import norm
 from scipy.stats import t as student
 
+from pedbench.evaluation import Recognition
 from pedbench.stats import Sample, ranks
 from pedbench.stats.bootstrap import Floats, difference, draw, exceeds, units_of
-from pedbench.stats.permutation import permutation
-from pedbench.tasks import par
+from pedbench.stats.permutation import OfSums, permutation
+from pedbench.tasks import par, reid
 
 RATIOS = np.array([0.05, 0.1, 0.2, 0.3, 0.4, 0.5])  # positives of each attribute
 Found = dict[str, float]  # p-value of each test
@@ -58,19 +59,57 @@ def within_place(
         method: predictions(rng, labels, hard, skill, seed_sd, count)
         for (method, skill), count in zip(skills.items(), seeds, strict=True)
     }
+    return p_values(terms, Recognition.of_sums, "mA", units, resamples, rng)
+
+
+def over_queries(
+    rng: Generator,
+    gain: float = 0.0,
+    seed_sd: float = 0.2,
+    persons: int = 60,
+    queries: int = 4,
+    resamples: int = 400,
+) -> Found:
+    """Two methods of three seeds on the queries of one gallery, mAP. Queries of a person are alike,
+    and a method suits some persons; ``gain`` is what b adds to the AP's logit."""
+    who = np.repeat(np.arange(persons), queries)
+    hard = rng.normal(size=persons)[who] + rng.normal(size=len(who))
+    terms: dict[tuple[str, str], dict[int, Floats]] = {}
+    for name, skill in (("a", 0.0), ("b", gain)):
+        own = skill + hard + rng.normal(size=persons)[who] / 2
+        terms[name, ""] = {}
+        for seed in range(3):
+            luck = rng.normal(size=len(who)) / 2 + seed_sd * rng.normal()
+            ap = 1 / (1 + np.exp(-own - luck))
+            first = np.maximum(1, np.round(1 / ap)).astype(np.int32)
+            ranked = reid.Rankings(first, first, ap, ap, np.empty((len(who), 0), np.int32))
+            terms[name, ""][seed] = reid.query_terms(ranked)
+    return p_values(terms, reid.of_sums, "mAP", units_of(who, "identity"), resamples, rng)
+
+
+def p_values(
+    terms: dict[tuple[str, str], dict[int, Floats]],
+    of_sums: OfSums,
+    metric: str,
+    units: np.ndarray,
+    resamples: int,
+    rng: Generator,
+) -> Found:
+    """Of method a against b."""
     weights = np.concatenate(list(draw(units, resamples, rng)))
-    a, b = (sample(of, weights) for of in terms.values())
+    a, b = (sample(of, of_sums, metric, weights) for of in terms.values())
     single = [method for method, of in terms.items() if len(of) == 1]
     test = difference(a, b)
+    swapped = permutation(terms, of_sums, ("a", ""), units, resamples, rng, single)
     return {
         "bootstrap, images and seeds": float(test.p),
         "bootstrap, images alone": float(2 * norm.sf(abs(test.value) / test.se_images)),
-        "permutation": permutation(terms, ("a", ""), units, resamples, rng, single)["b", ""]["mA"],
+        "permutation": swapped["b", ""][metric],
     }
 
 
-def sample(terms: dict[int, Floats], weights: Floats) -> Sample:
-    values = {seed: par.of_sums(weights @ t)[0]["mA"] for seed, t in terms.items()}
+def sample(terms: dict[int, Floats], of_sums: OfSums, metric: str, weights: Floats) -> Sample:
+    values = {seed: of_sums(weights @ t)[metric] for seed, t in terms.items()}
     value, drawn = ({s: v[part] for s, v in values.items()} for part in (0, slice(1, None)))
     return Sample(value, drawn, trained=len(values) > 1)
 

@@ -15,12 +15,13 @@ import pyarrow.parquet as pq
 
 from pedbench.collect import collect
 from pedbench.contracts import Attribute
-from pedbench.files import digest, write_json
+from pedbench.files import digest, read_json, write_json
 from pedbench.intake import NOT_THE_RELEASE
 from pedbench.manifest import Manifest, write_manifest
 from pedbench.runs import PREDICTED, RunFolder
 from pedbench.score import score_runs
 from pedbench.stats import write_stats
+from pedbench.tasks import reid
 
 ATTRIBUTES = tuple(
     Attribute(n, "whole", f"with {n}", f"without {n}") for n in ("hat", "bag", "a_b")
@@ -56,8 +57,8 @@ class FakeResults:
             for v in variants
         ]
         datasets = {n: {"manifest": str(p), "root": f"data/{n}"} for n, p in self.manifests.items()}
-        comparison = {"baseline": "linear_probe/default", "metrics": ["mA", "F1"], "alpha": 0.05}
-        comparison |= {"resamples": 200, "seed": 0}
+        comparison = {"baseline": "linear_probe/default", "alpha": 0.05, "resamples": 200}
+        comparison |= {"metrics": ["mA", "F1", "mAP", "rank1"], "seed": 0}
         presets = ["equal_budget"]
         return {
             "results": str(self.root), "datasets": datasets, "experiments": experiments,
@@ -87,6 +88,31 @@ def fake_results(
                     key = (dataset, split, method, variant or "default", seed)
                     folders.append(fake_run(root, manifest, key, value))
     return FakeResults(root, folders)
+
+
+def fake_reid_results(
+    root: Path,
+    dataset: str = "r",
+    skill: Mapping[str, float] = SKILL,
+    seeds: Iterable[int] = (0, 1, 2),
+    persons: int = 10,
+) -> FakeResults:
+    """The same of re-identification, split ``reid``; ``skill`` is the distance of two persons."""
+    manifest = fake_reid_manifest(root / "manifests" / f"{dataset}.parquet", dataset, persons)
+    folders = []
+    for name, value in skill.items():
+        method, _, variant = name.partition("/")
+        for seed in (0,) if method == "zero_shot" else seeds:
+            key = (dataset, "reid", method, variant or "default", seed)
+            folders.append(fake_reid_run(root, manifest, key, value))
+    return FakeResults(root, folders)
+
+
+def fake_mixed_results(root: Path, **options: Any) -> FakeResults:
+    """Dataset ``a`` of attribute recognition and ``r`` of re-identification, in one plan."""
+    par = fake_results(root, splits=("standard",), **options)
+    options.pop("images", None)
+    return FakeResults(root, par.folders + fake_reid_results(root, **options).folders)
 
 
 def finish(results: FakeResults) -> FakeResults:
@@ -121,14 +147,68 @@ def fake_manifest(path: Path, dataset: str, images: int) -> Manifest:
     return manifest
 
 
+def fake_reid_manifest(path: Path, dataset: str, persons: int) -> Manifest:
+    """``persons`` in each subset, each twice on three cameras, no labels. Of val and test the first
+    image of a person and camera is a query; of the last person there is one camera alone, and its
+    second image is nobody's."""
+    subset, person, camera, image = (
+        part.ravel() for part in np.indices((3, persons, 3, 2), dtype=np.int32)
+    )
+    lonely = (person == persons - 1) & (camera > 0)
+    keep = ~lonely | (subset == 0)
+    rows = pd.DataFrame({"image": [f"{i:05d}.png" for i in range(keep.sum())], "sha256": "0" * 64})
+    identity = subset * persons + person
+    nobody = (subset > 0) & (person == persons - 1) & (image == 1)
+    rows["identity"] = np.where(nobody, 9999, identity).astype(np.int32)[keep]
+    rows["camera"] = camera[keep].astype(np.int16)
+    rows["split:reid"] = np.array(["train", "val", "test"])[subset][keep]
+    rows["query:reid"] = ((subset > 0) & (image == 0))[keep]
+    manifest = Manifest(dataset, Path("data") / dataset, (), digest(dataset), rows)
+    write_manifest(manifest, path)
+    return manifest
+
+
+def fake_reid_run(
+    root: Path, manifest: Manifest, key: tuple[str, str, str, str, int], skill: float
+) -> Path:
+    """A finished run folder with features and rankings of val and test."""
+    folder = begin_run(root, manifest, key, "reid")
+    rng = np.random.default_rng([crc32(":".join(key[:4]).encode()), key[4]])
+    for subset in PREDICTED:
+        rows = manifest.subset("reid", subset).rows
+        persons = np.random.default_rng(3).normal(size=(10_000, 6))
+        hard = np.random.default_rng(7).normal(size=(len(rows), 6))
+        noise = 0.5 * rng.normal(size=hard.shape)
+        write_retrieval(folder, subset, rows, skill * persons[rows["identity"]] + hard + noise)
+    return end_run(folder, key)
+
+
+def write_retrieval(folder: Path, subset: str, rows: pd.DataFrame, features: np.ndarray) -> None:
+    """Features and rankings of the images ``rows`` of a subset."""
+    lists = pa.FixedSizeListArray.from_arrays(
+        pa.array(features.astype(np.float32).ravel()), features.shape[1]
+    )
+    pq.write_table(
+        pa.table({"image": rows["image"], "feature": lists}),
+        folder / f"predictions.{subset}.parquet",
+    )
+    asks = rows["query:reid"].to_numpy(bool)
+    (who, whose), (here, there) = (
+        (rows.loc[asks, name], rows.loc[~asks, name]) for name in ("identity", "camera")
+    )
+    found = reid.rank(features[asks], features[~asks], who, whose, here, there)
+    columns: dict[str, Any] = {name: rows.loc[asks, name] for name in ("image", "identity")}
+    columns |= {"camera": rows.loc[asks, "camera"]}
+    columns |= {name: getattr(found, name) for name in ("matches", "first", "AP", "INP")}
+    columns["top"] = pa.FixedSizeListArray.from_arrays(pa.array(found.top.ravel()), 10)
+    pq.write_table(pa.table(columns), folder / f"rankings.{subset}.parquet")
+
+
 def fake_run(
     root: Path, manifest: Manifest, key: tuple[str, str, str, str, int], skill: float
 ) -> Path:
     """A finished run folder with predictions for test and, where the split has it, val."""
-    folder = root.joinpath("runs", *key[:4], f"seed{key[4]}")
-    config = fake_config(key, manifest.digest)
-    write_json(folder / "config.json", config)
-    write_json(folder.parent / "config.json", config)
+    folder = begin_run(root, manifest, key, "par")
     rng = np.random.default_rng([crc32(":".join(key[:4]).encode()), key[4]])
     for subset in [s for s in PREDICTED if manifest.has(key[1], s)]:
         images = manifest.subset(key[1], subset)
@@ -136,6 +216,22 @@ def fake_run(
         signs = np.where(images.labels == 1, 1.0, -1.0)
         logits = skill * signs + hard + 0.5 * rng.normal(size=hard.shape)
         write_predictions(folder, subset, images, logits)
+    return end_run(folder, key)
+
+
+def begin_run(
+    root: Path, manifest: Manifest, key: tuple[str, str, str, str, int], task: str
+) -> Path:
+    """The folder of a run with its settings."""
+    folder = root.joinpath("runs", *key[:4], f"seed{key[4]}")
+    config = fake_config(key, manifest.digest, task)
+    write_json(folder / "config.json", config)
+    write_json(folder.parent / "config.json", config)
+    return folder
+
+
+def end_run(folder: Path, key: tuple[str, str, str, str, int]) -> Path:
+    """All of a run but its predictions; marked as done."""
     if key[2] != "zero_shot":
         (folder / "adapter.safetensors").write_bytes(b"tensors")
     rows = ((0, 2, 0.5, "probe"), (0, 2, 0.4, "fit"), (1, 4, 0.3, "fit"))
@@ -148,13 +244,17 @@ def fake_run(
     write_json(folder / "environment.json", machine)
     cost = {"parameters_trained": 12, "seconds_fit": 1.5 + key[4]}
     write_json(folder / "cost.json", cost)
-    RunFolder(folder).finish(config["digest"])
+    RunFolder(folder).finish(read_json(folder / "config.json")["digest"])
     return folder
 
 
-def fake_config(key: tuple[str, str, str, str, int], manifest_digest: str) -> dict[str, Any]:
+def fake_config(
+    key: tuple[str, str, str, str, int], manifest_digest: str, task: str = "par"
+) -> dict[str, Any]:
     protocol = {"name": "embedded", "version": "1", "threshold": 0.5, "f1": "instance"}
     protocol["selection"] = "last_epoch"
+    if task == "reid":
+        protocol |= {"name": "embedded_reid", "task": "reid"}
     config = {
         **dict(zip(("dataset", "split", "method", "variant", "seed"), key, strict=True)),
         "backbone": {"value": "tiny", "from": "config.yaml"},

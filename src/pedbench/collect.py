@@ -36,8 +36,8 @@ COLUMNS = {
 def collect(folders: Iterable[Path], out: Path) -> None:
     """Write the scores of all runs to ``out``, sorted; equal scores give equal bytes.
 
-    Raises PedbenchError naming two runs when runs of one dataset were made under different
-    protocols or from different manifests.
+    Raises PedbenchError naming two runs when runs of one dataset were made from different manifests
+    or, solving one task, under different protocols.
     """
     runs = read_runs(folders)
     for _, group in groupby(runs, key=lambda run: run.dataset):
@@ -66,10 +66,13 @@ class Mismatch:
 
 
 def mismatch(runs: list[Run]) -> Mismatch | None:
-    """The first in ``runs``, all of one dataset."""
-    return _different(runs, "protocols", _protocol) or _different(
-        runs, "manifests", lambda run: run.config["manifest_digest"]
-    )
+    """The first in ``runs``, all of one dataset. Each task has a protocol of its own."""
+    of_tasks = [
+        [run for run in runs if run.task == task] for task in sorted({r.task for r in runs})
+    ]
+    found = (_different(of_task, "protocols", _protocol) for of_task in of_tasks)
+    manifests = _different(runs, "manifests", lambda run: run.config["manifest_digest"])
+    return next(filter(None, found), manifests)
 
 
 def check_comparable(runs: list[Run]) -> None:
@@ -101,11 +104,11 @@ def read_csv(path: Path) -> pd.DataFrame:
 
 
 def rank_by_validation(
-    rows: Iterable[tuple[str, str]], long: pd.DataFrame, dataset: str, split: str
+    rows: Iterable[tuple[str, str]], long: pd.DataFrame, dataset: str, split: str, metric: str
 ) -> list[tuple[str, str]]:
-    """``rows``, methods with their variants, by the mean of the seeds' mA on validation images,
-    highest first; equal ones, and those without a value, keep their order."""
-    scores = select(long, dataset=dataset, split=split, subset="val", metric="mA", attribute="")
+    """``rows``, methods with their variants, by the mean of the seeds' ``metric`` on validation
+    images, highest first; equal ones, and those without a value, keep their order."""
+    scores = select(long, dataset=dataset, split=split, subset="val", metric=metric, attribute="")
     means: Any = scores.groupby(["method", "variant"])["value"].mean()
     means = means.fillna(-1.0)
     return sorted(rows, key=lambda row: -means.get(row, -1.0))
@@ -119,6 +122,8 @@ def select(table: pd.DataFrame, **values: Any) -> pd.DataFrame:
 
 
 def _protocol(run: Run) -> str:
+    if run.task == "reid":
+        return run.protocol_label
     p = run.protocol
     unknown = "negative" if run.unknown_labels == "negative" else "left out"
     return (
@@ -141,7 +146,7 @@ def _different(
 def _rows(run: Run) -> Iterator[dict[str, Any]]:
     for subset in RunFolder(run.folder).predicted:
         scores = read_json(run.folder / f"scores.{subset}.json")
-        for attribute, metrics in {"": scores["overall"], **scores["attributes"]}.items():
+        for attribute, metrics in {"": scores["overall"], **scores.get("attributes", {})}.items():
             for metric, value in metrics.items():
                 yield {
                     "dataset": run.dataset,
@@ -153,7 +158,7 @@ def _rows(run: Run) -> Iterator[dict[str, Any]]:
                     "attribute": attribute,
                     "metric": metric,
                     "value": value,
-                    "higher_is_better": True,  # every PAR metric is
+                    "higher_is_better": True,  # every metric is
                     "protocol": run.protocol_label,
                     "digest": run.config["digest"],
                 }

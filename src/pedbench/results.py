@@ -12,19 +12,22 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pedbench import registry
 from pedbench.config import DEFAULT, plain
-from pedbench.contracts import PedbenchError
+from pedbench.contracts import PedbenchError, TaskKind
 from pedbench.files import read_json
 from pedbench.manifest import Manifest
+from pedbench.tasks.reid import Rankings
 
 Document = dict[str, Any]  # the contents of a JSON file
 
 PLAN = "plan.json"
 KEYS = ("dataset", "split", "method", "variant", "seed")
+RANKING = ("image", "identity", "camera", "matches", "first", "AP", "INP", "top")  # columns
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +56,11 @@ class Run:
         return self.config["protocol"]
 
     @property
+    def task(self) -> TaskKind:
+        """Runs from before there was another were all of attribute recognition."""
+        return self.protocol.get("task", "par")
+
+    @property
     def unknown_labels(self) -> str:
         """The protocol's setting; runs from before there was one ignored them."""
         return self.protocol.get("unknown_labels", "ignored")
@@ -70,6 +78,17 @@ class Predictions:
     probabilities: np.ndarray
     labels: np.ndarray
     identity: np.ndarray
+
+
+@dataclass(frozen=True)
+class Retrieved:
+    """The ``rankings`` of the Q queries of a subset and their ``identity (Q,)``; ``query (Q,)`` and
+    ``gallery (G,)`` are positions in the subset, in the manifest's order."""
+
+    rankings: Rankings
+    identity: np.ndarray
+    query: np.ndarray
+    gallery: np.ndarray
 
 
 def read_plan(root: Path) -> Document:
@@ -140,25 +159,107 @@ def read_predictions(run: Run, manifest: Manifest, subset: str) -> Predictions:
     are not those of the manifest.
     """
     path = run.folder / f"predictions.{subset}.parquet"
-    try:
-        table = pq.read_table(path)
-    except FileNotFoundError:
-        raise PedbenchError(f"{path}: no such file; run again, the run will be finished") from None
-    except (pa.ArrowInvalid, OSError) as error:
-        raise PedbenchError(f"{path}: not readable ({error}); delete it and run again") from error
+    table = _read_table(path)
     images = manifest.subset(run.split, subset).settled(subset, run.unknown_labels)
     attributes = tuple(attribute.name for attribute in images.attributes)
     same = table.column_names == ["image", *attributes]
-    if not same or table["image"].to_pylist() != list(images.rows["image"]):
-        raise PedbenchError(
-            f"{path}: its images or attributes are not those of the manifest of {run.dataset}; "
-            f"the dataset has changed since: delete {run.folder} and run again"
-        )
+    same = same and table["image"].to_pylist() == list(images.rows["image"])
+    _check_same(run, path, "images or attributes", same)
     logits = table.drop_columns(["image"]).to_pandas().to_numpy(np.float64)
     if not np.isfinite(logits).all():
         raise PedbenchError(f"{path}: holds NaN or infinite logits; delete {run.folder}, run again")
     identity = images.rows["identity"].to_numpy()
     return Predictions(attributes, sigmoid(logits), images.labels, identity)
+
+
+def read_features(run: Run, manifest: Manifest, subset: str) -> np.ndarray:
+    """``(M, D)`` float32: what retrieval compares, of every image, in the manifest's order.
+
+    Raises PedbenchError when the file is missing or damaged, or not of the manifest's images.
+    """
+    path = run.folder / f"predictions.{subset}.parquet"
+    table = _read_table(path)
+    images = manifest.subset(run.split, subset).rows["image"]
+    _check_same(run, path, "columns", table.column_names == ["image", "feature"])
+    _check_same(run, path, "images", table["image"].to_pylist() == list(images))
+    features = _matrix(path, table["feature"], np.float32)
+    if not np.isfinite(features).all():
+        raise PedbenchError(
+            f"{path}: holds NaN or infinite features; delete {run.folder}, run again"
+        )
+    return features
+
+
+def read_rankings(run: Run, manifest: Manifest, subset: str) -> Retrieved:
+    """The run's rankings of the manifest's queries.
+
+    Raises PedbenchError when the file is missing or damaged, when its queries are not those of the
+    manifest, or when no ranking of its gallery can have such numbers.
+    """
+    path = run.folder / f"rankings.{subset}.parquet"
+    table = _read_table(path)
+    images = manifest.subset(run.split, subset)
+    is_query = images.is_query(run.split)
+    query, gallery = np.flatnonzero(is_query), np.flatnonzero(~is_query)
+    asked = images.rows.iloc[query]
+    _check_same(run, path, "columns", table.column_names == list(RANKING))
+    known = asked.assign(matches=_matches(asked, images.rows.iloc[gallery]))
+    for column in ("image", "identity", "camera", "matches"):
+        _check_same(run, path, "queries", table[column].to_pylist() == known[column].to_list())
+    rankings = Rankings(
+        *(table[name].to_numpy() for name in ("matches", "first", "AP", "INP")),
+        top=_matrix(path, table["top"], np.int32),
+    )
+    possible = _possible(rankings, len(gallery))
+    if not possible.all():
+        raise PedbenchError(
+            f"{path}: row {int(np.argmin(possible))} holds numbers that no ranking has; delete "
+            f"{run.folder} and run again"
+        )
+    return Retrieved(rankings, asked["identity"].to_numpy(), query, gallery)
+
+
+def _matches(asked: pd.DataFrame, gallery: pd.DataFrame) -> np.ndarray:
+    """How many images of ``gallery`` show the person of each query, taken by other cameras."""
+    person, camera = ["identity"], ["identity", "camera"]
+    every, own = (
+        asked[by].merge(gallery.groupby(by).size().reset_index(name="n"), "left", by)["n"].fillna(0)
+        for by in (person, camera)
+    )
+    return (every - own).to_numpy(int)
+
+
+def _possible(r: Rankings, gallery: int) -> np.ndarray:
+    """Which queries, ``(Q,)``, could be ranked so among as many images."""
+    found = np.where(r.valid, (r.first >= 1) & (r.first <= gallery), r.first == 0)
+    for share in (r.AP, r.INP):
+        found &= np.where(r.valid, (share > 0) & (share <= 1), np.isnan(share))
+    return found & ((r.top >= -1) & (r.top < gallery)).all(axis=1)
+
+
+def _read_table(path: Path) -> pa.Table:
+    try:
+        return pq.read_table(path)
+    except FileNotFoundError:
+        raise PedbenchError(f"{path}: no such file; run again, the run will be finished") from None
+    except (pa.ArrowInvalid, OSError) as error:
+        raise PedbenchError(f"{path}: not readable ({error}); delete it and run again") from error
+
+
+def _check_same(run: Run, path: Path, what: str, same: bool) -> None:
+    if not same:
+        raise PedbenchError(
+            f"{path}: its {what} are not those of the manifest of {run.dataset}; the dataset has "
+            f"changed since: delete {run.folder} and run again"
+        )
+
+
+def _matrix(path: Path, lists: pa.ChunkedArray, dtype: Any) -> np.ndarray:
+    """A column of lists of one length, as rows ``(M, D)``."""
+    if not pa.types.is_fixed_size_list(lists.type) or lists.null_count:
+        raise PedbenchError(f"{path}: its lists differ in length; delete it and run again")
+    values = [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in lists.chunks]
+    return np.concatenate(values).astype(dtype, copy=False).reshape(-1, lists.type.list_size)
 
 
 def headline(protocol: Mapping[str, Any]) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
-from calibration import levels, over_blocks, rates, within_place
+from calibration import levels, over_blocks, over_queries, rates, within_place
 
 from pedbench.stats import ranks
 
@@ -37,6 +37,15 @@ def test_for_methods_the_permutation_test_is_anticonservative():
     """Why it marks nothing: a seed's luck is part of the weights."""
     found = rates(within_place, 100, seed=3, seed_sd=1.0, images=200, resamples=200)
     assert found["permutation"] > 0.15
+
+
+def test_queries_of_persons():
+    """Equal methods keep their level where persons are drawn, and different ones are told apart."""
+    found = rates(over_queries, 200, seed=6, seed_sd=0.0, resamples=100)
+    assert 0.02 <= found["permutation"] <= LEVEL + 0.01
+    assert found["bootstrap, images and seeds"] <= LEVEL
+    found = rates(over_queries, 30, seed=7, seed_sd=0.0, gain=0.6, resamples=100)
+    assert found["permutation"] >= 0.9 and found["bootstrap, images and seeds"] >= 0.9
 
 
 @pytest.mark.parametrize("seeds", [2, 3, 10])

@@ -19,7 +19,17 @@ LAYERS = (
     {"contracts", "_torchvision_guard", "files", "paths", "schedules", "registry", "devices"},
     {"nn", "world", "config", "tasks", "manifest", "checkpoint", "formats", "phrases"},
     {"data", "plan", "prepared", "runs", "results"},
-    {"engine", "predict", "train", "trained", "tune", "score", "collect", "published"},
+    {
+        "engine",
+        "predict",
+        "train",
+        "trained",
+        "tune",
+        "score",
+        "collect",
+        "published",
+        "evaluation",
+    },
     {"stats"},
     {"figures", "tables"},
     {"stages"},  # whatever is not named in another layer

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from helpers import fake_results, write_predictions
+from helpers import fake_mixed_results, fake_reid_results, fake_results, write_predictions
 
-from pedbench.collect import collect, read_long, select
+from pedbench.collect import check_comparable, collect, read_long, select
 from pedbench.contracts import PedbenchError
 from pedbench.files import read_json, write_json
 from pedbench.manifest import read_manifest, write_manifest
-from pedbench.results import read_predictions, read_run, sigmoid
+from pedbench.results import (
+    read_features,
+    read_predictions,
+    read_rankings,
+    read_run,
+    sigmoid,
+)
 from pedbench.score import score_runs
-from pedbench.tasks import par
+from pedbench.tasks import TESTED, par, reid
 
 
 @pytest.fixture
@@ -160,3 +170,109 @@ def test_mixed_runs_are_refused_by_name(results, tmp_path, what):
     with pytest.raises(PedbenchError, match=f"a/standard/promptpar/default/seed2.*{what} differ"):
         collect(results.folders, tmp_path / "long.parquet")
     assert not (tmp_path / "long.parquet").exists()
+
+
+def test_what_a_comparison_may_test_are_the_tasks_own_metrics():
+    assert set(TESTED["par"]) == {"F1", *par.RESAMPLED}
+    assert TESTED["reid"] == reid.METRICS
+
+
+@pytest.fixture(scope="module")
+def retrieval(tmp_path_factory):
+    root = tmp_path_factory.mktemp("retrieval")
+    return fake_reid_results(root, skill={"zero_shot": 0.4, "full": 2.0}, seeds=(0,))
+
+
+def test_scores_of_retrieval_are_the_metrics_of_the_queries_that_count(retrieval):
+    scored(retrieval)
+    run = read_run(retrieval.folders[1])
+    found, marker = read_json(run.folder / "scores.test.json"), retrieval.root / "scored.json"
+    assert {"queries", "skipped", "gallery", "overall", "rankings"} <= found.keys()
+    assert (found["queries"], found["skipped"], found["gallery"]) == (28, 1, 28)
+    assert not {"attributes", "threshold", "images"} & found.keys()
+    table = pq.read_table(run.folder / "rankings.test.parquet").to_pandas()
+    counted = table[table["matches"] > 0]
+    assert found["overall"]["mAP"] == pytest.approx(counted["AP"].mean())
+    assert found["overall"]["mINP"] == pytest.approx(counted["INP"].mean())
+    for rank in (1, 5, 10):
+        share = (counted["first"] <= rank).mean()
+        assert found["overall"][f"rank{rank}"] == pytest.approx(share)
+    assert read_json(marker)[f"{run.key}/test"] == found["rankings"]
+    assert scored(retrieval) == 0
+
+
+def test_a_long_table_of_both_tasks(tmp_path):
+    results = fake_mixed_results(tmp_path, skill={"full": 1.0}, seeds=(0,), images=20)
+    scored(results)
+    collect(results.folders, tmp_path / "long.parquet")
+    long = read_long(tmp_path / "long.parquet")
+    metrics = {d: set(rows["metric"]) for d, rows in long.groupby("dataset")}
+    assert metrics["r"] == set(reid.METRICS) and "mAP" not in metrics["a"]
+    assert set(long.query("dataset == 'r'")["attribute"]) == {""}
+    assert set(long.query("dataset == 'r'")["protocol"]) == {"embedded_reid v1"}
+
+
+def test_the_two_tasks_of_a_dataset_have_protocols_of_their_own(tmp_path):
+    results = fake_mixed_results(tmp_path, skill={"full": 1.0}, seeds=(0, 1), images=20)
+    for folder in results.folders:
+        config = read_json(folder / "config.json")
+        write_json(folder / "config.json", config | {"dataset": "one", "manifest_digest": "one"})
+    check_comparable([read_run(folder) for folder in results.folders])
+    set_protocol(results.folders[-1], "version", "2")
+    with pytest.raises(PedbenchError, match="embedded_reid v1 against embedded_reid v2"):
+        check_comparable([read_run(folder) for folder in results.folders])
+
+
+def test_rankings_and_features_are_read_as_they_are(retrieval):
+    run, manifest = read_run(retrieval.folders[1]), read_manifest(retrieval.manifests["r"])
+    rows = manifest.subset("reid", "test").rows
+    found, features = read_rankings(run, manifest, "test"), read_features(run, manifest, "test")
+    assert features.shape == (len(rows), 6) and features.dtype == np.float32
+    q, g = found.query, found.gallery
+    who, where = rows["identity"].to_numpy(), rows["camera"].to_numpy()
+    again = reid.rank(features[q], features[g], who[q], who[g], where[q], where[g])
+    for name in ("matches", "first", "AP", "INP", "top"):
+        np.testing.assert_array_equal(getattr(found.rankings, name), getattr(again, name))
+    assert found.rankings.skipped == 1 and list(found.identity) == list(who[q])
+
+
+DAMAGE: dict[str, tuple[str, Any]] = {
+    "first": ("row 0 holds numbers that no ranking has", lambda t: t * 0),
+    "AP": ("row 0 holds numbers that no ranking has", lambda t: t + 1),
+    "INP": ("row 0 holds numbers that no ranking has", lambda t: t * np.nan),
+    "matches": ("its queries are not those of the manifest", lambda t: t + 1),
+    "identity": ("its queries are not those of the manifest", lambda t: t + 1),
+    "camera": ("its queries are not those of the manifest", lambda t: t[::-1]),
+}
+
+
+@pytest.mark.parametrize("column", DAMAGE)
+def test_rankings_that_cannot_be_are_refused(retrieval, tmp_path, column):
+    run, manifest = read_run(retrieval.folders[1]), read_manifest(retrieval.manifests["r"])
+    message, change = DAMAGE[column]
+    table = pq.read_table(run.folder / "rankings.test.parquet")
+    values = pa.array(change(table[column].to_numpy()))
+    table = table.set_column(table.column_names.index(column), column, values)
+    pq.write_table(table, tmp_path / "rankings.test.parquet")
+    with pytest.raises(PedbenchError, match=message):
+        read_rankings(replace(run, folder=tmp_path), manifest, "test")
+
+
+def test_a_gallery_without_the_position_and_features_that_are_none_are_refused(retrieval, tmp_path):
+    run, manifest = read_run(retrieval.folders[1]), read_manifest(retrieval.manifests["r"])
+    here = replace(run, folder=tmp_path)
+    table = pq.read_table(run.folder / "rankings.test.parquet")
+    top = pa.FixedSizeListArray.from_arrays(pa.array(np.full(280, 28, np.int32)), 10)
+    pq.write_table(table.set_column(7, "top", top), tmp_path / "rankings.test.parquet")
+    with pytest.raises(PedbenchError, match="row 0 holds numbers"):
+        read_rankings(here, manifest, "test")
+    uneven = pa.array([[1.0]] * 27 + [[]])
+    pq.write_table(table.set_column(7, "top", uneven), tmp_path / "rankings.test.parquet")
+    with pytest.raises(PedbenchError, match=r"rankings\.test\.parquet: its lists differ in length"):
+        read_rankings(here, manifest, "test")
+    table = pq.read_table(run.folder / "predictions.test.parquet")
+    nothing = np.full(6 * len(table), np.nan, np.float32)
+    values = pa.FixedSizeListArray.from_arrays(pa.array(nothing), 6)
+    pq.write_table(table.set_column(1, "feature", values), tmp_path / "predictions.test.parquet")
+    with pytest.raises(PedbenchError, match="NaN or infinite features"):
+        read_features(here, manifest, "test")

@@ -8,18 +8,19 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.stats
-from helpers import fake_results
+from helpers import fake_mixed_results, fake_results
 from numpy.testing import assert_allclose
 from statsmodels.stats.meta_analysis import effectsize_smd
 
 from pedbench import stats
 from pedbench.collect import select
+from pedbench.evaluation import Recognition
 from pedbench.manifest import read_manifest
 from pedbench.results import read_predictions, read_runs
 from pedbench.stats import Sample, bootstrap, ranks
 from pedbench.stats.permutation import permutation
 from pedbench.stats.write import COLUMNS
-from pedbench.tasks import par
+from pedbench.tasks import par, reid
 
 A, B = ("a", "default"), ("b", "default")
 BASELINE = "linear_probe/default"
@@ -44,7 +45,7 @@ def test_permutation_equals_scipy():
     rng = np.random.default_rng(0)
     terms = random_terms(rng, seeds=2)
     units = np.arange(40)
-    found = permutation(terms, A, units, 20_000, rng)[B]
+    found = permutation(terms, Recognition.of_sums, A, units, 20_000, rng)[B]
     total = {v: np.mean([t.sum(0) for t in of.values()], axis=0) for v, of in terms.items()}
     mean = {v: np.mean(list(of.values()), axis=0) for v, of in terms.items()}
     d = mean[B] - mean[A]
@@ -66,8 +67,12 @@ def test_permutation_of_equal_predictions_and_of_whole_units():
     terms = random_terms(np.random.default_rng(1), seeds=1)
     same = {A: terms[A], B: terms[A]}
     units = np.arange(40)
-    assert set(permutation(same, A, units, 50, np.random.default_rng(0))[B].values()) == {1.0}
-    one = permutation(terms, A, np.zeros(40, int), 50, np.random.default_rng(0))[B]
+    assert set(
+        permutation(same, Recognition.of_sums, A, units, 50, np.random.default_rng(0))[B].values()
+    ) == {1.0}
+    one = permutation(
+        terms, Recognition.of_sums, A, np.zeros(40, int), 50, np.random.default_rng(0)
+    )[B]
     assert one["mA"] == 1.0  # a single unit: a swap only turns the sign
 
 
@@ -213,3 +218,59 @@ def test_too_few_methods_leave_empty_files(results, tmp_path):
     for name in (stats.FRIEDMAN, stats.RANKS, stats.POSTHOC):
         assert stats.read_stats(tmp_path / name).empty
     assert len(stats.read_stats(tmp_path / stats.WILCOXON)) == 2
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory):
+    root = tmp_path_factory.mktemp("mixed")
+    skill = {"zero_shot": 0.4, "linear_probe": 1.0, "full": 2.5}
+    fake = fake_mixed_results(root, skill=skill, seeds=(0, 1), images=40)
+    write = {"baseline": BASELINE, "resamples": 100}
+    stats.write_stats(fake.folders, fake.manifests, root / "stats", **write)
+    alone = [folder for folder in fake.folders if "a" in folder.parts[-5]]
+    stats.write_stats(alone, fake.manifests, root / "alone", **write)
+    return fake
+
+
+def test_every_place_is_tested_in_the_metrics_of_its_task(mixed):
+    for name, count in ((stats.VS_BASELINE, 2), (stats.ALL_PAIRS, 3)):
+        rows = table(mixed, name)
+        found = {place: set(group["metric"]) for place, group in rows.groupby("dataset")}
+        assert found == {"a": {"mA", "F1"}, "r": {"mAP", "rank1"}}
+        assert set(rows["family"]) == {2 * count}
+    rows = table(mixed, stats.INTERVALS)
+    assert set(select(rows, dataset="r")["metric"]) == set(reid.METRICS)
+    assert set(select(rows, dataset="r")["unit"]) == {"identity"}
+    assert set(table(mixed, stats.ATTRIBUTES)["dataset"]) == {"a"}
+    blocks = table(mixed, stats.WILCOXON).set_index(["metric", "method"])
+    assert {metric for metric, _ in blocks.index} == {"mA", "F1", "mAP", "rank1"}
+    assert set(blocks.loc["mAP", "places"]) == {1} and set(blocks.loc["mAP", "blocks"]) == {2}
+    assert set(table(mixed, stats.RANKS)["metric"]) == {"mA", "F1", "mAP", "rank1"}
+
+
+def test_attribute_recognition_has_the_same_numbers_beside_retrieval(mixed):
+    for name in (stats.INTERVALS, stats.VS_BASELINE, stats.ATTRIBUTES):
+        alone = stats.read_stats(mixed.root / "alone" / name)
+        beside = select(table(mixed, name), dataset="a")
+        pd.testing.assert_frame_equal(alone, beside)
+
+
+def test_queries_of_one_person_are_drawn_together(mixed):
+    """The standard error of a difference in mAP, by hand from the rankings."""
+    manifest = read_manifest(mixed.manifests["r"]).subset("reid", "test")
+    asked = manifest.rows[manifest.is_query("reid")]
+    folder, both = mixed.root / "runs/r/reid", []
+    for method in ("full", "linear_probe"):
+        files = [folder / method / f"default/seed{n}/rankings.test.parquet" for n in (0, 1)]
+        both.append(np.array([pd.read_parquet(file)["AP"] for file in files]))
+    counted = ~np.isnan(both[0][0])
+    assert counted.sum() == 27 and len(asked) == 28
+    _, units = np.unique(asked["identity"][counted], return_inverse=True)
+    rng = np.random.default_rng(bootstrap.stream(0, "r", "reid"))
+    weights = rng.multinomial(9, np.full(9, 1 / 9), 100)[:, units]
+    gain = (both[0] - both[1])[:, counted].mean(axis=0)
+    drawn = 100 * (weights @ gain) / weights.sum(axis=1)
+    row = table(mixed, stats.VS_BASELINE).query("method == 'full' and metric == 'mAP'")
+    assert row["difference"].item() == pytest.approx(100 * gain.mean(), abs=1e-5)
+    assert row["se_images"].item() == pytest.approx(drawn.std(ddof=1), rel=1e-5)
+    assert row["p_permutation"].item() <= 0.05

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from helpers import fake_results, finish
+from helpers import fake_mixed_results, fake_results, finish
 
 from pedbench.bundle import export_bundle, import_bundle
 from pedbench.cli import main
@@ -261,3 +261,27 @@ def test_two_imports_need_no_results(lab, tmp_path, monkeypatch, capsys):
     )
     assert main(["compare", "zero_shot", "lab:lora"]) == 1
     assert "no results are here" in capsys.readouterr().err
+
+
+def test_both_tasks_are_compared_each_in_its_metrics(tmp_path):
+    skill = {"zero_shot": 0.4, "linear_probe": 1.0, "lora": 2.0}
+    finish(fake_mixed_results(tmp_path / "results", skill=skill, seeds=(0, 1), images=20))
+    found = compare(tmp_path, "lora", "linear_probe")
+    assert [(t["place"], t["metric"]) for t in found.tests] == [
+        *(("a/standard", metric) for metric in ("mA", "F1")),
+        *(("r/reid", metric) for metric in ("mAP", "rank1")),
+    ]
+    expected = read_stats(tmp_path / "results/stats" / VS_BASELINE)
+    expected = select(expected, dataset="r", method="lora", metric="mAP")
+    (row,) = (t for t in found.tests if t["metric"] == "mAP")
+    for column in ("difference", "ci_low", "se_images", "p"):
+        np.testing.assert_allclose(row[column], expected[column].item(), rtol=1e-5)
+    assert (row["n"], row["unit"]) == (9, "identity")
+    text = as_text(found)
+    assert "Protocol embedded_reid v1: queries against the gallery." in text
+    assert "F1 is F1_instance." in text and "9 persons" in text
+    found = compare(tmp_path, "lora", "linear_probe", (), ["mINP"])
+    assert [t["place"] for t in found.tests] == ["r/reid"]
+    assert "a/standard: left out, it has none of the metrics mINP" in found.notes
+    with pytest.raises(PedbenchError, match="compared nowhere: a/standard: left out"):
+        compare(tmp_path, "lora", "linear_probe", ["a/standard"], ["mINP"])

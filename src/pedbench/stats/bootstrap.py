@@ -61,8 +61,10 @@ class Estimate:
 
 
 def unit_of(manifest: Manifest, split: str) -> Unit:
-    """What is resampled: persons where ``split`` asks about new ones, else images."""
-    return "identity" if manifest.new_persons(split) else "image"
+    """What is resampled: persons where ``split`` asks about new ones, or for persons, else
+    images."""
+    new = manifest.is_reid(split) or manifest.new_persons(split)
+    return "identity" if new else "image"
 
 
 def stream(seed: int, dataset: str, split: str) -> list[int]:
@@ -72,8 +74,8 @@ def stream(seed: int, dataset: str, split: str) -> list[int]:
 
 
 def units_of(identity: np.ndarray, unit: Unit) -> np.ndarray:
-    """Number of the sampling unit of each image ``(M,)``; an unknown identity (-1) is one unit
-    per image."""
+    """Number of the sampling unit of each image, or query, ``(M,)``; an unknown identity (-1) is
+    one unit per image."""
     images = np.arange(len(identity))
     if unit == "image":
         return images

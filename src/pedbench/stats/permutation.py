@@ -7,15 +7,15 @@ a place share their swaps, so that a method costs one matrix product (a test com
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 import numpy as np
 from numpy.random import Generator
 
 from pedbench.stats.bootstrap import Floats, Variant, chunks, pair_seeds
-from pedbench.tasks import par
 
-Terms = Mapping[Variant, Mapping[int, Floats]]  # by variant and seed: `par.image_terms` (M, K)
+Terms = Mapping[Variant, Mapping[int, Floats]]  # by variant and seed: `Evaluation.terms` (M, K)
+OfSums = Callable[[Floats], Mapping[str, Floats]]  # `Evaluation.of_sums`
 
 
 def draw_swaps(units: np.ndarray, resamples: int, rng: Generator) -> Iterator[Floats]:
@@ -27,13 +27,14 @@ def draw_swaps(units: np.ndarray, resamples: int, rng: Generator) -> Iterator[Fl
 
 def permutation(
     terms: Terms,
+    of_sums: OfSums,
     baseline: Variant,
     units: np.ndarray,
     resamples: int,
     rng: Generator,
     untrained: Collection[Variant] = (),
 ) -> dict[Variant, dict[str, float]]:
-    """Two-sided p-value of every variant against ``baseline``, by metric of ``par.of_sums``.
+    """Two-sided p-value of every variant against ``baseline``, by metric of ``of_sums``.
 
     For every unit a coin says whether the two exchange their predictions, those of all seeds
     together; the statistic is the difference averaged over the pairs of seeds. The p-value is the
@@ -52,16 +53,16 @@ def permutation(
             pairs = pair_seeds(sorted(terms[variant]), sorted(terms[baseline]), trained)
             sides = [(totals[variant][i], totals[baseline][j]) for i, j in pairs]
             gain = [moved[baseline][j] - moved[variant][i] for i, j in pairs]
-            observed = mean_difference([(a[None], b[None]) for a, b in sides])
+            observed = mean_difference(of_sums, [(a[None], b[None]) for a, b in sides])
             swapped = [(a + g, b - g) for (a, b), g in zip(sides, gain, strict=True)]
-            for metric, null in mean_difference(swapped).items():
+            for metric, null in mean_difference(of_sums, swapped).items():
                 # A tolerance, since sums in another order differ in their last digits.
                 as_large = np.abs(null) >= np.abs(observed[metric]) - 1e-12
                 reached[variant][metric] += float(as_large.sum())
     return {v: {m: n / (resamples + 1) for m, n in of.items()} for v, of in reached.items()}
 
 
-def mean_difference(pairs: Sequence[tuple[Floats, Floats]]) -> dict[str, Floats]:
+def mean_difference(of_sums: OfSums, pairs: Sequence[tuple[Floats, Floats]]) -> dict[str, Floats]:
     """Every metric of a minus that of b, mean over the pairs of seeds: ``(R,)`` each."""
-    scores = [(par.of_sums(a)[0], par.of_sums(b)[0]) for a, b in pairs]
+    scores = [(of_sums(a), of_sums(b)) for a, b in pairs]
     return {m: np.mean([a[m] - b[m] for a, b in scores], axis=0) for m in scores[0][0]}

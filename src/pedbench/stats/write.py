@@ -13,16 +13,16 @@ from numpy.random import Generator
 from statsmodels.stats.multitest import multipletests
 
 from pedbench.collect import check_comparable, read_csv
+from pedbench.evaluation import Evaluation, evaluation
 from pedbench.files import write_text
 from pedbench.manifest import Manifest, read_manifest
-from pedbench.results import Predictions, Run, headline, read_predictions, read_runs
+from pedbench.results import Run, headline, read_runs
 from pedbench.stats import ranks
 from pedbench.stats.bootstrap import (
     Floats,
     Row,
     Sample,
     Samples,
-    Unit,
     Variant,
     difference,
     draw,
@@ -33,7 +33,7 @@ from pedbench.stats.bootstrap import (
     units_of,
 )
 from pedbench.stats.permutation import permutation
-from pedbench.tasks import par
+from pedbench.tasks import tested
 
 INTERVALS, VS_BASELINE, ALL_PAIRS = "intervals.csv", "vs_baseline.csv", "all_pairs.csv"
 ATTRIBUTES, WILCOXON, FRIEDMAN = "attributes.csv", "wilcoxon.csv", "friedman.csv"
@@ -64,7 +64,6 @@ COLUMNS = {
     RANKS: ("metric", "method", "variant", "mean_rank", "blocks"),
     POSTHOC: (*PAIR, "p"),
 }
-BY_ATTRIBUTE = ("AP", "mA")
 Files = Mapping[str, list[Row]]
 
 
@@ -74,7 +73,7 @@ def write_stats(
     out: Path,
     *,
     baseline: str | None,
-    metrics: Sequence[str] = ("mA", "F1"),
+    metrics: Sequence[str] = ("mA", "F1", "mAP", "rank1"),
     alpha: float = 0.05,
     resamples: int = 2000,
     seed: int = 0,
@@ -82,8 +81,8 @@ def write_stats(
     """Analyse the runs of ``folders`` on the test subset and write the files of ``COLUMNS``.
 
     ``baseline`` is "method/variant"; where it was not run nothing is compared with it. Tests are
-    of ``metrics``, those of ``par.RESAMPLED`` or "F1" for the protocol's definition; intervals
-    are of all metrics.
+    of those of ``metrics``, out of ``tasks.TESTED``, that the task of a place has; "F1" is the
+    protocol's. Intervals are of all metrics.
     """
     files: Files = {name: [] for name in COLUMNS}
     base: Variant | None = tuple(baseline.split("/")) if baseline else None  # type: ignore
@@ -92,12 +91,14 @@ def write_stats(
         runs = list(group)
         check_comparable(runs)
         manifest = read_manifest(Path(manifests[dataset]))
-        found = compare_place(runs, manifest, base, metrics, alpha, resamples, seed, files)
-        for metric in metrics:
+        declared = tested(metrics, runs[0].task)
+        found = compare_place(runs, manifest, base, declared, alpha, resamples, seed, files)
+        for metric in declared:
             by_variant = found[metric].items()
             values[metric][f"{dataset}/{split}"] = {v: s.value for v, s in by_variant}
-    for metric in metrics if files[INTERVALS] else ():
-        compare_blocks(metric, ranks.blocks(values[metric]), base, files)
+    for metric in metrics:
+        if values[metric]:
+            compare_blocks(metric, ranks.blocks(values[metric]), base, files)
     correct(files[WILCOXON], alpha)
     for name, rows in files.items():
         table = pd.DataFrame(rows, columns=COLUMNS[name])
@@ -121,11 +122,12 @@ def compare_place(
     files: Files,
 ) -> Samples:
     """Everything within one dataset and split, into ``files``; returns its resampled metrics."""
-    dataset, split, protocol = runs[0].dataset, runs[0].split, runs[0].protocol
-    named = {m: headline(protocol) if m == "F1" else m for m in (*metrics, *par.OVERALL)}
-    predictions = [read_predictions(run, manifest, "test") for run in runs]
+    dataset, split = runs[0].dataset, runs[0].split
+    evaluated = [evaluation(run, manifest, "test") for run in runs]
+    named = names_of((*metrics, *evaluated[0].metrics), runs[0])
     entropy, unit = stream(seed, dataset, split), unit_of(manifest, split)
-    every = by_run(runs, predictions, resamples, unit, np.random.default_rng(entropy), curves=True)
+    units, rng = units_of(evaluated[0].identity, unit), np.random.default_rng(entropy)
+    every = by_run(evaluated, units, resamples, rng, curves=True)
     samples = samples_of(runs, every, named)
     declared = {metric: samples[metric] for metric in metrics}
     variants = sorted({(run.method, run.variant) for run in runs})
@@ -133,16 +135,17 @@ def compare_place(
     tests = family(declared, versus, alpha)
     if tests and baseline:
         terms: dict[Variant, dict[int, Floats]] = defaultdict(dict)
-        for run, p in zip(runs, predictions, strict=True):
-            terms[run.method, run.variant][run.seed] = image_terms(run, p)
-        units = units_of(predictions[0].identity, unit)
+        for run, found in zip(runs, evaluated, strict=True):
+            terms[run.method, run.variant][run.seed] = found.terms
         rng = np.random.default_rng([*entropy, 1])
         untrained = {(run.method, run.variant) for run in runs if not run.trained}
-        p_values = permutation(terms, baseline, units, resamples, rng, untrained)
+        of_sums = evaluated[0].of_sums
+        p_values = permutation(terms, of_sums, baseline, units, resamples, rng, untrained)
         for row in tests:
             swapped = p_values[row["method"], row["variant"]]
             row["p_permutation"] = swapped[named[row["metric"]]]
-    by_attribute = samples_of(runs, every, {m: f"{m} by attribute" for m in BY_ATTRIBUTE})
+    by_attribute = {m: f"{m} by attribute" for m in evaluated[0].by_attribute}
+    by_attribute = samples_of(runs, every, by_attribute)
     train = manifest.subset(split, "train")
     ratios = {a.name: r for a, r in zip(train.attributes, train.positive_ratio(), strict=True)}
     place = {"dataset": dataset, "split": split, "unit": unit, "resamples": resamples}
@@ -196,41 +199,37 @@ def named_pair(metric: str, a: Variant, b: Variant) -> Row:
 
 def resample_runs(
     runs: Sequence[Run],
-    manifest: Manifest,
+    evaluated: Sequence[Evaluation],
     metrics: Sequence[str],
     resamples: int,
-    unit: Unit,
+    units: np.ndarray,
     rng: Generator,
 ) -> Samples:
-    """``metrics`` (of ``par.OVERALL``, or "F1") of every run on the same resamples of the test
-    images, in percent."""
-    named = {m: headline(runs[0].protocol) if m == "F1" else m for m in metrics}
-    predictions = [read_predictions(run, manifest, "test") for run in runs]
+    """``metrics`` of every run, or "F1", on the same resamples of the ``units`` of its images or
+    queries, in percent."""
+    named = names_of(metrics, runs[0])
     curves = bool({"AP", "AUC"} & set(named.values()))
-    return samples_of(runs, by_run(runs, predictions, resamples, unit, rng, curves), named)
+    return samples_of(runs, by_run(evaluated, units, resamples, rng, curves), named)
+
+
+def names_of(metrics: Sequence[str], run: Run) -> dict[str, str]:
+    """Metric -> its name in the scores of ``run``."""
+    return {metric: headline(run.protocol) if metric == "F1" else metric for metric in metrics}
 
 
 def by_run(
-    runs: Sequence[Run],
-    predictions: Sequence[Predictions],
+    evaluated: Sequence[Evaluation],
+    units: np.ndarray,
     resamples: int,
-    unit: Unit,
     rng: Generator,
     curves: bool,
 ) -> list[dict[str, Floats]]:
     """Every metric of each run in percent, ``(1 + R,)`` and by attribute ``(1 + R, A)``; the
     first row is the sample itself. AP and AUC, which cost most, only with ``curves``."""
-    terms = [image_terms(run, p) for run, p in zip(runs, predictions, strict=True)]
-    parts: list[dict[str, list[Floats]]] = [defaultdict(list) for _ in runs]
-    for weights in draw(units_of(predictions[0].identity, unit), resamples, rng):
-        for part, term, p in zip(parts, terms, predictions, strict=True):
-            overall, by_attribute = par.of_sums(weights @ term)
-            found = overall | {"mA by attribute": by_attribute["mA"]}
-            if curves:
-                curve = par.resampled_curves(p.probabilities, p.labels, weights)
-                found |= {name: par.mean_defined(values) for name, values in curve.items()}
-                found["AP by attribute"] = curve["AP"]
-            for name, values in found.items():
+    parts: list[dict[str, list[Floats]]] = [defaultdict(list) for _ in evaluated]
+    for weights in draw(units, resamples, rng):
+        for part, of in zip(parts, evaluated, strict=True):
+            for name, values in of.resampled(weights, curves).items():
                 part[name].append(100 * values)
     return [{name: np.concatenate(v) for name, v in part.items()} for part in parts]
 
@@ -247,10 +246,6 @@ def samples_of(
             sample = samples[metric].setdefault(variant, Sample({}, {}, of))
             sample.value[run.seed], sample.resampled[run.seed] = values[name][0], values[name][1:]
     return samples
-
-
-def image_terms(run: Run, p: Predictions) -> Floats:
-    return par.image_terms(p.probabilities, p.labels, run.protocol["threshold"])
 
 
 def attribute_rows(

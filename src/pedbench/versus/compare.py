@@ -14,7 +14,8 @@ import numpy as np
 
 from pedbench.collect import mismatch
 from pedbench.config import DEFAULT, Protocol
-from pedbench.contracts import PedbenchError
+from pedbench.contracts import PedbenchError, TaskKind
+from pedbench.evaluation import KINDS, evaluation
 from pedbench.files import read_json
 from pedbench.manifest import Manifest, read_manifest
 from pedbench.plan import Comparison, runs_of
@@ -29,7 +30,7 @@ from pedbench.stats import (
     unit_of,
     units_of,
 )
-from pedbench.tasks import par
+from pedbench.tasks import TESTED
 
 UNKNOWN = "not known"
 
@@ -75,7 +76,8 @@ def versus(
     """Test ``first`` against ``second``, each "method[/variant]" or "import:method[/variant]".
 
     ``places`` ("dataset/split") and ``metrics`` narrow the comparison; by default they are all
-    places where both were run and the metrics of the plan. Raises PedbenchError for unknown names,
+    places where both were run and the metrics of the plan, at each place those that its task has.
+    Raises PedbenchError for unknown names,
     and when the two were not made under one protocol version, threshold and definition of F1 from
     one manifest.
     """
@@ -91,21 +93,28 @@ def versus(
     for place in common_places(a, b, places, notes):
         dataset, split = place.split("/")
         runs = [*named(a, place), *named(b, place)]
+        here = [m for m in metrics if m in known_metrics(runs[0].task)]
+        if not here:
+            notes.append(f"{place}: left out, it has none of the metrics {', '.join(metrics)}")
+            continue
         check_same(a, b, dataset, runs)
         check_weights(a, b, place)
         manifest = (b if b.local else a).manifest(dataset)
-        identity = manifest.subset(split, "test").rows["identity"].to_numpy()
+        evaluated = [evaluation(run, manifest, "test") for run in runs]
         unit = unit_of(manifest, split)
+        units = units_of(evaluated[0].identity, unit)
         rng = np.random.default_rng(stream(settings.seed, dataset, split))
-        samples = resample_runs(runs, manifest, metrics, resamples, unit, rng)
+        samples = resample_runs(runs, evaluated, here, resamples, units, rng)
         by_seed = values_of(samples, place)
-        count = {"place": place, "n": units_of(identity, unit).max() + 1, "unit": unit}
+        count = {"place": place, "n": units.max() + 1, "unit": unit}
         for row in family(samples, [((a.name, ""), (b.name, ""))], alpha):
             values = [(s["a"], s["b"]) for s in by_seed if s["metric"] == row["metric"]]
             tests.append(row | count | dict(zip("ab", np.mean(values, axis=0), strict=True)))
         seeds += by_seed
         notes += [f"{place}: {line}" for line in differing(a, b, place)]
         notes += unpaired(a, b, place)
+    if not tests:
+        raise PedbenchError(f"{a.name} and {b.name} were compared nowhere: {'; '.join(notes)}")
     return Versus(a, b, tests, seeds, notes, alpha, resamples)
 
 
@@ -155,8 +164,13 @@ def absence(plan: Document, wanted: str) -> str:
     return f"not in {plan['results']}{hint} (it has: {', '.join(short)})"
 
 
+def known_metrics(task: TaskKind) -> dict[str, None]:
+    """Those that two runs can be compared in."""
+    return dict.fromkeys([*TESTED[task], *KINDS[task].metrics])
+
+
 def check_metrics(metrics: Sequence[str]) -> list[str]:
-    known = ("F1", *par.OVERALL)
+    known = [metric for task in KINDS for metric in known_metrics(task)]
     for metric in metrics:
         if metric not in known:
             raise PedbenchError(

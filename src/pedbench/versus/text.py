@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from pedbench.files import printable
-from pedbench.results import headline
+from pedbench.results import Run, headline
 from pedbench.versus.compare import Row, Versus
 
 UNITS = {"image": "images", "identity": "persons"}
@@ -17,7 +17,6 @@ ABSENT = "–"
 def as_text(found: Versus, by_seed: bool = False) -> str:
     """For a terminal: both sides, the differences, a sentence on them, what to know beside it."""
     a, b, tests = found.a, found.b, found.tests
-    run = next(iter(a.runs.values()))[0]
     head = ["place", "metric", "A", "B", "A - B", f"{1 - found.alpha:.0%} interval", "p"]
     rows = [[*head, "p (Holm)", "seeds", "n"]]
     rows += [
@@ -43,12 +42,14 @@ def as_text(found: Versus, by_seed: bool = False) -> str:
         ]
         for s in found.seeds
     ]
+    places = dict.fromkeys(test["place"] for test in tests)
+    protocols = dict.fromkeys(meaning(a.runs[place][0]) for place in places)
+    families = dict.fromkeys(str(test["family"]) for test in tests)
     explained = [
-        f"In percent, on test images, mean over paired seeds. Protocol {run.protocol_label}, "
-        f"threshold {run.protocol['threshold']}, F1 is {headline(run.protocol)}.",
+        f"In percent, on test images, mean over paired seeds. {' '.join(protocols)}",
         f"p and interval: paired bootstrap of {found.resamples} resamples, and the variance "
         "between seeds.",
-        f"p (Holm): corrected for the {tests[0]['family']} metrics of a place; below "
+        f"p (Holm): corrected for the {' or '.join(families)} metrics of a place; below "
         f"{found.alpha:g} it is called a difference. More in docs/statistics.md.",
     ]
     if any(t["seeds"] == 1 for t in tests):
@@ -62,6 +63,16 @@ def as_text(found: Versus, by_seed: bool = False) -> str:
         "\n".join(explained),
     ]
     return printable("\n\n".join(part for part in parts if part) + "\n")
+
+
+def meaning(run: Run) -> str:
+    """Under which protocol scores are what they are."""
+    if run.task == "reid":
+        return f"Protocol {run.protocol_label}: queries against the gallery."
+    return (
+        f"Protocol {run.protocol_label}, threshold {run.protocol['threshold']}, F1 is "
+        f"{headline(run.protocol)}."
+    )
 
 
 def in_words(found: Versus) -> list[str]:
