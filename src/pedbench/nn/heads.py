@@ -51,18 +51,13 @@ class Similarity(nn.Module):
         return logits if self.bias is None else logits + self.bias
 
 
-def softmax_reason(kind: str, task: Task) -> str | None:
+def head_reason(kind: str, task: Task) -> str | None:
     """Why a head of ``kind`` cannot solve ``task``, or None: for `BaseMethod.supports`."""
-    if kind == "softmax" and task.kind == "par":
-        return "head softmax gives every image exactly one attribute: use pair or sigmoid"
-    return None
-
-
-def image_head_reason(kind: str, task: Task) -> str | None:
-    """Why `image_head` of ``kind`` cannot solve ``task``, or None: for `BaseMethod.supports`."""
     if task.kind == "reid" and kind != "linear":
         return f"head {kind} compares with the attributes' texts; persons have none: use linear"
-    return softmax_reason(kind, task)
+    if task.kind == "par" and kind == "softmax":
+        return "head softmax gives every image exactly one attribute: use pair or sigmoid"
+    return None
 
 
 def start_biases(model: nn.Module, batches: Iterable[Batch]) -> None:

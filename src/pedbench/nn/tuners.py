@@ -17,8 +17,8 @@ from pedbench.nn.heads import (
     ImageClassifier,
     Similarity,
     TextHead,
+    head_reason,
     image_head,
-    image_head_reason,
 )
 from pedbench.nn.sentences import attribute_sentences
 from pedbench.nn.texts import PackedTexts
@@ -141,7 +141,7 @@ def unsupported(backbone: Backbone, task: Task, tower: Tower, head: HeadKind) ->
         )
     if tower != "visual" and head == "linear":
         return "head linear compares with no text, so that tower must be visual"
-    return image_head_reason(head, task)
+    return head_reason(head, task)
 
 
 def classifier(
