@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,22 +10,32 @@ from typing import Any
 import numpy as np
 
 from pedbench.contracts import (
+    UNKNOWN,
     Attribute,
     BaseDataset,
     DatasetSpec,
     PedbenchError,
     Record,
+    Remark,
     Subset,
 )
-from pedbench.formats.fakes import cell, noise, write_mat
+from pedbench.formats.fakes import cell, write_mat
+from pedbench.formats.held_out import remaining, with_validation
 from pedbench.formats.labels import same_number
-from pedbench.formats.layout import release_folder
+from pedbench.formats.market import (
+    DISTRACTOR,
+    GALLERY,
+    QUERY,
+    TRAIN,
+    fake_market,
+    market_folder,
+    pictures,
+)
 from pedbench.formats.matlab import field, read_mat
 
 FILE = "market_attribute.mat"
-FOLDERS: Mapping[Subset, str] = {"train": "bounding_box_train", "test": "bounding_box_test"}
-NAME = re.compile(r"(-?\d+)_c(\d)s\d+_\d+_\d+\.jpg")
-JUNK, DISTRACTOR = -1, 0  # numbers of no person
+FOLDERS: Mapping[Subset, str] = {"train": TRAIN, "test": GALLERY}
+TESTED = {"query": 3_368, "gallery": 15_913}
 UPPER = ("black", "white", "red", "purple", "gray", "blue", "green", "yellow")
 LOWER = ("black", "white", "pink", "gray", "blue", "green", "brown", "yellow", "purple")
 AGES = 4
@@ -59,6 +69,7 @@ SOURCE: Mapping[str, tuple[str, int]] = {
 
 
 class Dataset(BaseDataset):
+    FOLDER_OF = "market1501"
     SPEC = DatasetSpec(
         title="Market-1501 attributes",
         licence="labels: none stated, a citation is asked for; pictures (Market-1501): research",
@@ -79,9 +90,18 @@ class Dataset(BaseDataset):
             *(_colour("up", name) for name in UPPER),
             *(_colour("down", name) for name in LOWER),
         ),
-        splits=("trainval",),
-        counts={"trainval": {"train": 12_936, "test": 13_115}},
-        identities={"trainval": {"train": 751, "test": 750}},
+        splits=("trainval", "reid", "reid_val"),
+        reid=("reid", "reid_val"),
+        counts={
+            "trainval": {"train": 12_936, "test": 13_115},
+            "reid": {"train": 12_936, **TESTED},
+            "reid_val": TESTED,
+        },
+        identities={
+            "trainval": {"train": 751, "test": 750},
+            "reid": {"train": 751, "query": 750, "gallery": 751},  # with 0, the distractors
+            "reid_val": remaining(751),
+        },
         disjoint=("trainval",),
         without={
             "standard": "the release divides its persons into train and test only; use 'trainval'"
@@ -106,10 +126,16 @@ class Dataset(BaseDataset):
     )
 
     def records(self, root: Path) -> Iterator[Record]:
-        folder = _folder(root)
+        folder = market_folder(root, *FOLDERS.values())
         path = _annotation(root, folder)
         struct = field(path, read_mat(path), "market_attribute")
-        prefix = folder.relative_to(root)
+        reid = (folder / QUERY).is_dir()
+        if not reid:
+            warnings.warn(
+                f"{folder}: no folder {QUERY}, so there are no splits 'reid' and 'reid_val'",
+                Remark,
+                stacklevel=2,
+            )
         found: list[Record] = []
         problems: list[str] = []
         for subset, name in FOLDERS.items():
@@ -118,8 +144,9 @@ class Dataset(BaseDataset):
             except PedbenchError as error:
                 problems.append(str(error))
                 continue
-            pictures = _pictures(folder / name)
-            there = {person for person, _ in pictures.values()}
+            folders = (name, QUERY) if reid and subset == "test" else (name,)
+            shown = {folder / name: pictures(folder / name) for name in folders}
+            there = {p for each in shown.values() for p, _ in each.values()} - {DISTRACTOR}
             for numbers, what in (
                 (there - persons.keys(), "pictures, but no attributes"),
                 (persons.keys() - there, "attributes, but no pictures"),
@@ -131,23 +158,18 @@ class Dataset(BaseDataset):
                         "the folder is incomplete or of another data set"
                     )
             found += [
-                Record(
-                    image=f"{name}/{file}",
-                    labels=persons[person],
-                    subset={"trainval": subset},
-                    identity=person,
-                    camera=camera - 1,
-                    file=(prefix / name / file).as_posix(),
-                )
-                for file, (person, camera) in pictures.items()
-                if person in persons
+                record
+                for place, which in shown.items()
+                for record in _records(root, place, which, subset, persons, reid)
             ]
         if problems:
             raise PedbenchError("\n".join(problems))
+        if reid:
+            found = with_validation(found, "reid", "reid_val", "market1501")
         yield from sorted(found, key=lambda record: record.image)
 
     def fake(self, root: Path, rng: np.random.Generator) -> None:
-        people = {"train": (2, 7, 11, 1500), "test": (1, 3, 1490, 1501)}
+        people = {"train": (2, 7, 11, 30, 1200, 1499, 1500), "test": (1, 3, 1490, 1501)}
         fields = list(dict.fromkeys(name for name, _ in SOURCE.values()))
         struct: dict[str, Any] = {}
         for subset in ("test", "train"):
@@ -161,22 +183,34 @@ class Dataset(BaseDataset):
             told["image_index"] = cell([f"{number:04d}" for number in numbers], row=True)
             struct[subset] = told
         write_mat(root / FILE, {"market_attribute": struct})
-        base = root / "Market-1501-v15.09.15"
-        for subset, name in FOLDERS.items():
-            for person in people[subset]:
-                for shot in range(1, 5):
-                    file = f"{person:04d}_c{rng.integers(1, 7)}s1_00{shot:04d}_01.jpg"
-                    noise(base / name / file, rng)
-            (base / name / "Thumbs.db").write_bytes(b"no picture")
-        for number in ("-1", "0000"):
-            noise(base / FOLDERS["test"] / f"{number}_c1s1_000401_03.jpg", rng)
-        noise(base / "query" / "0001_c1s1_001051_00.jpg", rng)
+        fake_market(root, people, rng)
 
 
-def _folder(root: Path) -> Path:
-    """That of Market-1501; torchreid puts it two levels below its root."""
-    start = root / "market1501"
-    return release_folder(start if start.is_dir() else root, *FOLDERS.values())
+def _records(
+    root: Path,
+    folder: Path,
+    shown: Mapping[str, tuple[int, int]],
+    subset: Subset,
+    persons: Mapping[int, tuple[int, ...]],
+    reid: bool,
+) -> Iterator[Record]:
+    """The images of a folder. Queries and distractors, whose attributes nobody knows, are for
+    re-identification only."""
+    query = folder.name == QUERY
+    for file, (person, camera) in shown.items():
+        own: dict[str, Subset] = {"reid": subset} if reid else {}
+        if not query and person != DISTRACTOR:
+            own["trainval"] = subset
+        if own:
+            yield Record(
+                image=f"{folder.name}/{file}",
+                labels=persons.get(person, (UNKNOWN,) * len(SOURCE)),
+                subset=own,
+                queries=("reid",) if query else (),
+                identity=person,
+                camera=camera,
+                file=(folder.relative_to(root) / file).as_posix(),
+            )
 
 
 def _annotation(root: Path, folder: Path) -> Path:
@@ -210,17 +244,3 @@ def _persons(path: Path, subset: str, struct: Mapping[str, Any]) -> dict[int, tu
     if problems:
         raise PedbenchError("\n".join(dict.fromkeys(problems)))
     return {int(n): tuple(row) for n, row in zip(index, labels.tolist(), strict=True)}
-
-
-def _pictures(folder: Path) -> dict[str, tuple[int, int]]:
-    """File -> person and camera (from 1) of every picture of a person."""
-    names = [p.name for p in folder.iterdir() if p.suffix == ".jpg" and p.name[:2] != "._"]
-    found = {name: NAME.fullmatch(name) for name in sorted(names)}
-    strange = [name for name, match in found.items() if match is None]
-    if strange:
-        raise PedbenchError(
-            f"{folder}: {len(strange)} files are not named as in Market-1501 "
-            f"(0002_c1s1_000451_03.jpg), such as {strange[0]}; obtain the data set again"
-        )
-    every = {name: (int(m[1]), int(m[2])) for name, m in found.items() if m}
-    return {n: which for n, which in every.items() if which[0] not in (JUNK, DISTRACTOR)}

@@ -25,6 +25,11 @@ from pedbench.contracts import BaseDataset, BaseMethod, PedbenchError
 Kind = Literal["method", "dataset"]
 HEADER = ("Paper", "Trains", "Parameters", "Published", "Run")  # keywords of a method's docstring
 
+WITHDRAWN: Mapping[str, str] = {  # how names begin that datasets went by -> why there is none
+    "duke": "DukeMTMC-reID was withdrawn by its authors in 2019, after questions about the consent "
+    "of the persons in it; this suite does not read it. Use market1501, msmt17 or cuhk03",
+}
+
 _PACKAGE = Path(__file__).resolve().parent
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 
@@ -52,6 +57,9 @@ def source_path(kind: Kind, name: str) -> Path:
     """The file of a plug-in. Raises PedbenchError, with close names, if there is none."""
     known = _names(kind)
     if name not in known:
+        withdrawn = [why for word, why in WITHDRAWN.items() if name.lower().startswith(word)]
+        if kind == "dataset" and withdrawn:
+            raise PedbenchError(f"no dataset '{name}': {withdrawn[0]}")
         raise PedbenchError(
             f"unknown {kind} '{name}'{suggest(name, known)} "
             f"(the {kind}s are the files of {kind}s/: {', '.join(known) or 'none yet'})"

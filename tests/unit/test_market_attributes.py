@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 from helpers import beside_counts
 
+from pedbench.contracts import UNKNOWN
 from pedbench.formats.fakes import cell, noise, write_mat
 from pedbench.formats.matlab import read_mat
 from pedbench.intake import examine, header
 from pedbench.registry import load_dataset
 
 NAME, FILE, BASE = "market1501_attributes", "market_attribute.mat", "Market-1501-v15.09.15"
+TRAINED = (2, 7, 11, 30, 1200, 1499, 1500)
 
 
 @pytest.fixture
@@ -61,10 +63,31 @@ def test_labels_follow_the_person(root):
 
 def test_persons_are_divided_and_cameras_start_at_0(root):
     for image, (_, subset, person, camera) in rows(root).items():
-        name = image.partition("/")[2]
+        folder, name = image.split("/")
         assert person == int(name[:4]) and camera == int(name[6]) - 1
-        folder = "bounding_box_" + subset["trainval"]
-        assert image.startswith(folder) and (person in (2, 7, 11, 1500)) == ("train" in folder)
+        assert (subset["reid"] == "train") == (folder == "bounding_box_train")
+        if "trainval" in subset:
+            assert person and folder == "bounding_box_" + subset["trainval"]
+            assert (person in TRAINED) == ("train" in folder)
+        else:
+            assert not person or folder == "query"
+
+
+def test_queries_and_distractors_are_for_reidentification_only(root):
+    found = {r.image: r for r in look(root).records}
+    assert found["bounding_box_test/0000_c1s1_000401_03.jpg"].labels == (UNKNOWN,) * 30
+    asked = [r for r in found.values() if "reid" in r.queries]
+    assert {r.identity for r in asked} == {1, 3, 1490, 1501}
+    of = {r.identity: r.labels for r in found.values() if r.subset.get("trainval") == "test"}
+    assert all(r.labels == of[r.identity] and "trainval" not in r.subset for r in asked)
+
+
+def test_attributes_without_queries_are_for_attributes_only(root):
+    shutil.rmtree(root / BASE / "query")
+    found = look(root)
+    assert not found.problems
+    assert {split for r in found.records for split in r.subset} == {"trainval"}
+    assert any("no splits 'reid'" in remark for remark in found.remarks)
 
 
 def test_the_same_person_in_both_halves_is_found(root):
@@ -72,9 +95,8 @@ def test_the_same_person_in_both_halves_is_found(root):
         found["test"]["image_index"][0] = "0002"
 
     edit(root, share)
-    test = root / BASE / "bounding_box_test"
-    for file in test.glob("0001_*"):
-        file.rename(test / file.name.replace("0001_", "0002_"))
+    for file in (root / BASE).glob("*/0001_*"):
+        file.rename(file.with_name(file.name.replace("0001_", "0002_")))
     assert "1 identity (2) in more than one subset" in " ".join(look(root).problems)
 
 
@@ -109,10 +131,11 @@ def test_the_annotation_is_found_or_all_places_are_told(root):
     assert f"{FILE} not found in {root}" in problem and "authors of the attributes" in problem
 
 
-def test_only_trainval():
+def test_splits():
     spec = load_dataset(NAME).SPEC
-    assert spec.splits == ("trainval",) and "standard" in spec.without
+    assert spec.splits == ("trainval", "reid", "reid_val") and "standard" in spec.without
     assert spec.counts["trainval"] == {"train": 12936, "test": 13115}
+    assert [spec.task_of(split) for split in spec.splits] == ["par", "reid", "reid"]
 
 
 def test_mistake_20_junk_distractors_and_thumbs(root):
@@ -120,9 +143,10 @@ def test_mistake_20_junk_distractors_and_thumbs(root):
     assert {"Thumbs.db", "-1_c1s1_000401_03.jpg", "0000_c1s1_000401_03.jpg"} <= names
     found = look(root)
     assert not found.problems
-    assert {r.identity for r in found.records} == {1, 2, 3, 7, 11, 1490, 1500, 1501}
+    classes = {r.identity for r in found.records if "trainval" in r.subset}
+    assert classes == {1, 3, 1490, 1501, *TRAINED}
     (remark,) = beside_counts(found.remarks)
-    assert "2 images" in remark and "-1_c1s1_000401_03.jpg" in remark and "not used" in remark
+    assert "1 image" in remark and "-1_c1s1_000401_03.jpg" in remark and "not used" in remark
     noise(root / BASE / "bounding_box_test/person7.jpg", np.random.default_rng(0))
     assert "not named as in Market-1501" in look(root).problems[0]
 
@@ -153,8 +177,8 @@ def test_mistake_23_fields_by_name_though_their_order_differs(root):
 
 
 def test_mistake_23_age_is_four_attributes(root):
-    edit(root, lambda found: found["train"]["age"].__setitem__(slice(None), [1, 2, 3, 4]))
+    edit(root, lambda found: found["train"]["age"].__setitem__(slice(0, 4), [1, 2, 3, 4]))
     names = [a.name for a in load_dataset(NAME).SPEC.attributes]
     ages = [names.index(f"age_{age}") for age in ("young", "teenager", "adult", "old")]
     of = {row[2]: [row[0][age] for age in ages] for row in rows(root).values()}
-    assert [of[person] for person in (2, 7, 11, 1500)] == np.eye(4, dtype=int).tolist()
+    assert [of[person] for person in TRAINED[:4]] == np.eye(4, dtype=int).tolist()
