@@ -46,7 +46,7 @@ def check_reid_metrics(case: Case) -> None:
     case.compare("exact64/fastreid_mINP", reid.score(ours)["mINP"])
     case.compare("output/n_valid_queries", len(query) - ours.skipped)
 
-    cosine = np.concatenate([block for block, _ in reid.cosines(query, gallery)])
+    cosine = np.array([row for row, _ in reid.cosines(query, gallery)])
     case.compare("output/torchreid_cosine_distmat", 1 - cosine)
     case.compare("output/clipreid_distmat", 2 - 2 * cosine)
     raw = ((query[:, None].astype(np.float64) - gallery) ** 2).sum(axis=2)

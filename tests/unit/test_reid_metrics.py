@@ -128,11 +128,11 @@ def test_neither_parts_nor_device_nor_scale_change_a_bit():
         assert_same(reid.rank(query, gallery, **labels, chunk=chunk), whole)
     assert_same(reid.rank(query, gallery, **labels, device="cpu", chunk=5), whole)
     assert_same(reid.rank(4 * query, gallery / 8, **labels), whole)
-    blocks = [block for block, _ in reid.cosines(query, gallery)]
-    alone = [block for q in query for block, _ in reid.cosines(q[None], gallery)]
-    np.testing.assert_array_equal(np.concatenate(blocks), np.concatenate(alone))
-    np.testing.assert_allclose(blocks[0], reference_cosines(query, gallery), atol=1e-7)
-    assert_equal(whole, reference(-blocks[0], labels, reid.TOP))
+    together = np.array([row for row, _ in reid.cosines(query, gallery)])
+    alone = [row for q in query for row, _ in reid.cosines(q[None], gallery)]
+    np.testing.assert_array_equal(together, alone)
+    np.testing.assert_allclose(together, reference_cosines(query, gallery), atol=1e-7)
+    assert_equal(whole, reference(-together, labels, reid.TOP))
 
 
 def reference_cosines(query: np.ndarray, gallery: np.ndarray) -> np.ndarray:

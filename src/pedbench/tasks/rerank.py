@@ -54,8 +54,8 @@ def rerank(
         members = adjacency(close[:, :k2], values=1 / min(k2, len(every))) @ members
     found = np.empty((len(q), len(g)), np.float32)
     overlaps = shared(members[: len(q)], members[len(q) :])
-    rows = (row for block, _ in cosines(q, g, chunk, device) for row in block)
-    for i, (row, overlap) in enumerate(zip(rows, overlaps, strict=True)):
+    rows = cosines(q, g, chunk, device)
+    for i, ((row, _), overlap) in enumerate(zip(rows, overlaps, strict=True)):
         original = distance(row, power) / largest[i]
         found[i] = weight * original + (1 - weight) * (1 - overlap / (2 - overlap))  # (10)
     return found
@@ -72,10 +72,9 @@ def neighbours(
     """For each of ``features (N, D)`` the positions ``(N, count)`` of the nearest, itself among
     them and the nearest first (fewer if N is smaller), and its largest distance ``(N,)``."""
     close, farthest = [], []
-    for block in cosines(features, features, chunk, device):
-        for row, ascending in zip(*block, strict=True):
-            close.append(nearest(row, ascending, count))
-            farthest.append(ascending[0])
+    for row, ascending in cosines(features, features, chunk, device):
+        close.append(nearest(row, ascending, count))
+        farthest.append(ascending[0])
     largest = distance(np.array(farthest), power)
     return np.array(close), np.where(largest > 0, largest, 1.0)
 
