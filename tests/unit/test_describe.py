@@ -10,11 +10,13 @@ import torch
 
 from pedbench import describe, registry
 from pedbench.cli import main
-from pedbench.contracts import Attribute, PedbenchError, Task
+from pedbench.contracts import Attribute, PedbenchError, ReidSettings, Task
 from pedbench.files import write_json
 from pedbench.nn.backbone import shape_only
 
-RAP = 51  # attributes of RAPv1, for which the headers count parameters
+# for which the headers count parameters: RAPv1, or, of re-identification alone, Market-1501
+ATTRIBUTES = {"par": 51, "reid": 27}
+IDENTITIES, CAMERAS = 751, 6
 COUNT = re.compile(r"([\d,]+) (?:at (ViT-B/16|ViT-L/14)|whatever the backbone)")
 
 
@@ -24,7 +26,8 @@ def test_every_method_opens_alike(name):
     assert list(header) == list(registry.HEADER), "keywords of the docstring, in this order"
     assert all(header.values())
     command = rf"snakemake --cores all results/{name}/tables --config results=results/{name} "
-    assert re.fullmatch(rf"{command}'methods=\[\w+,{name}(/\w+)?\]'", header["Run"])
+    places = "('datasets=\\[synthetic_reid/reid\\]' )?"
+    assert re.fullmatch(rf"{command}{places}'methods=\[\w+(/\w+)?,{name}(/\w+)?\]'", header["Run"])
     assert describe.about(name), "the first line is 'Name: what it is'"
 
 
@@ -36,8 +39,11 @@ def towers():
 @pytest.mark.parametrize("name", registry.methods())
 def test_parameters_of_the_header_are_those_that_train(name, towers):
     """The first count of each tower is the default's."""
-    attributes = tuple(Attribute(f"a{i}", "whole", f"with {i}", f"no {i}") for i in range(RAP))
-    task = Task("par", attributes, (0.5,) * RAP)
+    kind = registry.class_attribute(name, "tasks")[0]
+    count = ATTRIBUTES[kind]
+    attributes = tuple(Attribute(f"a{i}", "whole", f"with {i}", f"no {i}") for i in range(count))
+    losses = ReidSettings("cross_entropy", 1, 0.35, 30, 0.1, "triplet", 1, 0.3, "before")
+    task = Task(kind, attributes, (0.5,) * count, "released", (), IDENTITIES, CAMERAS, losses)
     found = COUNT.findall(registry.header(name)["Parameters"])
     stated = {t: count for count, tower in reversed(found) for t in ([tower] if tower else towers)}
     counted = {}

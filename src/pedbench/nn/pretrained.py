@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from pedbench.contracts import PedbenchError
 
+RESNET50 = "resnet50.tv_in1k"  # timm's name of torchvision's first weights
 MPNET = "sentence-transformers/all-mpnet-base-v2"
 MPNET_WIDTH = 768
 
@@ -28,6 +29,21 @@ def imagenet_model(name: str, instead: str, **changes: Any) -> Any:
 
     with _fetching(name, instead):
         return timm.create_model(name, pretrained=not _only_shapes(), **changes)
+
+
+def resnet50(weights: Literal["imagenet", "random"], num_classes: int, last_stride: int = 2) -> Any:
+    """timm's ResNet-50, all trainable: ``(B, 3, H, W)`` to ``num_classes`` scores, or, if that is
+    0, to the mean of the last stage's 2048 channels. ``last_stride`` 1 keeps that stage as fine as
+    the one before. Raises PedbenchError like `imagenet_model`."""
+    if weights == "random":
+        import timm
+
+        network: Any = timm.create_model("resnet50", num_classes=num_classes)
+    else:
+        network = imagenet_model(RESNET50, "set weights to 'random'", num_classes=num_classes)
+    first = network.layer4[0]
+    first.conv2.stride = first.downsample[0].stride = (last_stride, last_stride)
+    return network
 
 
 def mpnet_vectors(sentences: list[str], instead: str) -> Tensor:
