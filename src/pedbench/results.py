@@ -221,10 +221,9 @@ def read_rankings(run: Run, manifest: Manifest, subset: str) -> Retrieved:
 
 def _matches(asked: pd.DataFrame, gallery: pd.DataFrame) -> np.ndarray:
     """How many images of ``gallery`` show the person of each query, taken by other cameras."""
-    person, camera = ["identity"], ["identity", "camera"]
     every, own = (
-        asked[by].merge(gallery.groupby(by).size().reset_index(name="n"), "left", by)["n"].fillna(0)
-        for by in (person, camera)
+        asked[by].merge(gallery.groupby(by, as_index=False).size(), "left", by)["size"].fillna(0)
+        for by in (["identity"], ["identity", "camera"])
     )
     return (every - own).to_numpy(int)
 

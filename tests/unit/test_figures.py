@@ -12,13 +12,24 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from helpers import SKILL, fake_results
+from helpers import SKILL, fake_mixed_results, fake_results
 from PIL import Image
 from scipy.stats import ttest_1samp
 
 from pedbench import figures
 from pedbench.collect import collect, select
-from pedbench.figures import agreement, attributes, cost, ranks, selection, style, sweeps, training
+from pedbench.figures import (
+    agreement,
+    attributes,
+    cost,
+    overview,
+    ranks,
+    retrieval,
+    selection,
+    style,
+    sweeps,
+    training,
+)
 from pedbench.figures.material import Material, stem, words
 from pedbench.files import read_json, write_json
 from pedbench.manifest import read_manifest
@@ -88,10 +99,36 @@ def draw(root, out: str, **changes: Any) -> set[str]:
     return {path.stem for path in (root / out).glob("*.p*")}
 
 
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory):
+    """The same of both tasks, with costs and a sweep of retrieval."""
+    root = tmp_path_factory.mktemp("mixed")
+    skill = {"zero_shot": 0.4, "linear_probe": 1.0, "full": 1.6, "full/swept": 2.0}
+    fake = fake_mixed_results(root, skill=skill, seeds=(0, 1), images=20)
+    points = [{"value": 1, "variant": "swept"}, {"value": 2, "variant": "default"}]
+    line = {"method": "full", "base": "default", "points": points}
+    sweep = SWEEP | {"name": "rate", "dataset": "r", "split": "reid", "parameter": "lr"}
+    plan: dict[str, Any] = fake.plan | {"sweeps": [sweep | {"lines": [line]}]}
+    write_json(root / "plan.json", plan)
+    score_runs(fake.folders, fake.manifests, root / "scored.json")
+    collect(fake.folders, root / "long.parquet")
+    shown = [f for f in fake.folders if "swept" not in f.parent.name]
+    write_stats(shown, fake.manifests, root / "stats", **(plan["comparison"] | {"resamples": 50}))
+    costs = made_up_costs()
+    both = [costs, costs.assign(dataset="r", split="reid")]
+    pd.concat(both).to_csv(root / "cost.csv", index=False)
+    made_up_selection().to_csv(root / "selection.csv", index=False)
+    return root
+
+
+def material_of(root) -> Material:
+    files = [root / n for n in ("long.parquet", "stats", "cost.csv", "selection.csv")]
+    return Material.read(read_json(root / "plan.json"), *files)
+
+
 @pytest.fixture
 def material(results) -> Material:
-    files = [results / n for n in ("long.parquet", "stats", "cost.csv", "selection.csv")]
-    return Material.read(read_json(results / "plan.json"), *files)
+    return material_of(results)
 
 
 def test_every_figure_is_there_with_its_caption(results):
@@ -194,8 +231,8 @@ def test_bands_are_of_one_kind(material):
     several = SWEEP | {"lines": lines}
     assert sweeps.all_tested(material, several)
     assert "over test images and seeds" in sweeps.picture(material, several).caption
-    band = sweeps.of_stats(material, PLACE, lines[1], material.f1)
-    row = select(material.intervals, method="full", metric=material.f1)
+    band = sweeps.of_stats(material, PLACE, lines[1], "F1_instance")
+    row = select(material.intervals, method="full", metric="F1_instance")
     assert band["ci_low"] == row["ci_low"].to_numpy()
     only_ma = replace(material, intervals=material.intervals.query("metric != 'F1'"))
     assert sweeps.picture(only_ma, several).figure  # F1 need not be tested to be drawn
@@ -363,3 +400,59 @@ def test_numbers_on_axes():
     assert [style.signed(v) for v in (0.4, -0.4, 1.6, -2)] == ["0", "0", "+2", "−2"]
     assert style.wide([0, 1, 10]) and not style.wide([5, 10]) and not style.wide([0.0])
     assert len({tuple(look.items()) for look in style.looks(20)}) == 20
+
+
+RETRIEVAL = ("r", "reid")
+
+
+def test_retrieval_has_its_own_figures_and_none_of_attributes(mixed):
+    m = material_of(mixed)
+    found = {picture.stem: picture for family in figures.FAMILIES for picture in family.pictures(m)}
+    names = {name for name in found if "r_reid" in name}
+    assert names == {stem(name, RETRIEVAL) for name in ("methods", "cmc", "cost", "training")}
+    of_par = ("methods", "agreement", "attributes", "attribute_gains", "cost", "training")
+    others = {stem(name, PLACE) for name in (*of_par, "selection")}
+    others |= {f"critical_difference_{name}" for name in ("mA", "F1", "mAP", "rank1")}
+    assert {"gain_by_frequency", "rate"} <= found.keys() - names
+    assert found.keys() - names - {"gain_by_frequency", "rate"} <= others
+    labels = [axes.get_xlabel() for axes in found["methods_r_reid"].figure.axes]
+    assert labels == ["mAP (%)", "Rank-1 (%)"]
+    labels = [axes.get_xlabel() for axes in found["methods_a_standard"].figure.axes]
+    assert labels == ["mA (%)", "F1 (%)"]
+    assert found["cost_r_reid"].figure.axes[0].get_ylabel() == "mAP (%)"
+    assert "Test mAP" in found["cost_r_reid"].caption
+    assert [axes.get_ylabel() for axes in found["rate"].figure.axes] == ["mAP (%)", "Rank-1 (%)"]
+    assert found["rate"].caption.startswith("mAP and Rank-1 on the test images of r, reid split")
+    assert found["critical_difference_rank1"].title == "Mean ranks in Rank-1"
+
+
+def test_a_cmc_curve_is_the_share_of_queries_that_found_someone(mixed):
+    m = material_of(mixed)
+    files = sorted(mixed.glob("runs/r/reid/full/default/*/rankings.test.parquet"))
+    tables = [pd.read_parquet(file).query("matches > 0") for file in files]
+    shares = retrieval.curve(m, RETRIEVAL, ("full", "default"))
+    assert len(files) == 2 and len(shares) == 28  # of the gallery
+    for rank in (1, 3, 28):
+        assert shares[rank - 1] == pytest.approx(
+            100 * np.mean([(table["first"] <= rank).mean() for table in tables])
+        )
+    assert shares[-1] == 100
+    scores = select(m.scores, dataset="r", method="full", variant="default", subset="test")
+    assert shares[4] == pytest.approx(select(scores, metric="rank5")["value"].mean())
+
+
+def test_too_many_curves_leave_the_best_and_the_baseline(mixed, monkeypatch):
+    monkeypatch.setattr(retrieval, "SHOWN", 2)
+    m = material_of(mixed)
+    assert m.best(RETRIEVAL) == ("full", "default")
+    (picture,) = retrieval.pictures(m)
+    assert retrieval.chosen(m, RETRIEVAL) == [("linear_probe", "default"), ("full", "default")]
+    assert "the best 1 of the other methods by validation mAP" in picture.caption
+
+
+def test_a_plan_that_tests_nothing_of_a_task_still_shows_it(mixed):
+    m = material_of(mixed)
+    comparison = m.plan["comparison"] | {"metrics": ["mA"]}
+    m = replace(m, plan={**m.plan, "comparison": comparison})
+    labels = [axes.get_xlabel() for axes in overview.draw(m, RETRIEVAL).axes]
+    assert labels == ["mAP (%)", "Rank-1 (%)"]

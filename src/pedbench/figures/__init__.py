@@ -16,6 +16,7 @@ from pedbench.figures import (
     cost,
     overview,
     ranks,
+    retrieval,
     selection,
     sweeps,
     training,
@@ -23,7 +24,9 @@ from pedbench.figures import (
 from pedbench.figures.material import Material
 from pedbench.figures.style import save_all
 
-FAMILIES = (overview, ranks, agreement, attributes, cost, sweeps, training, selection)
+FAMILIES = (
+    *(overview, ranks, retrieval, agreement, attributes, cost, sweeps, training, selection),
+)
 
 
 def write_figures(

@@ -20,8 +20,8 @@ Floats = NDArray[np.float64]
 
 
 def pictures(m: Material) -> Iterator[Picture]:
-    """One matrix per dataset and split with two methods or more."""
-    for place in m.places:
+    """One matrix per dataset and split with attributes and two methods or more."""
+    for place in m.of_task("par"):
         if len(m.rows(place)) < 2:
             continue
         yield Picture(

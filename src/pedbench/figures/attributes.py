@@ -28,7 +28,7 @@ def pictures(m: Material) -> Iterator[Picture]:
     table = read_csv(m.stats / ATTRIBUTES)
     if m.baseline is None or table.empty:
         return
-    places = [p for p in m.places if m.baseline in m.rows(p) and len(m.rows(p)) > 1]
+    places = [p for p in m.of_task("par") if m.baseline in m.rows(p) and len(m.rows(p)) > 1]
     base = m.name(m.baseline)
     for place in places:
         best = m.best(place)

@@ -13,6 +13,7 @@ from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
 
 from pedbench.collect import select
+from pedbench.config import HEADLINE
 from pedbench.figures.material import Material, Place, stem, words
 from pedbench.figures.style import BLUE, WIDTH, Picture, scale_x
 
@@ -46,7 +47,8 @@ def pictures(m: Material) -> Iterator[Picture]:
             name if len(devices) == 1 else f"{name}_device{devices.index(device)}",
             draw(m, table, place, panels),
             f"Accuracy against cost on {words(place)}",
-            f"Test mA, mean over the seeds, against cost ({device}, threads: {threads}"
+            f"Test {metric_of(m, place)}, mean over the seeds, against cost ({device}, threads: "
+            f"{threads}"
             + (f"; training time: the runs on {of_runs[0]}" if "seconds_fit" in panels else "")
             + "). "
             "Filled, joined by the line: the Pareto front, that is, no other method scores at "
@@ -55,12 +57,17 @@ def pictures(m: Material) -> Iterator[Picture]:
         )
 
 
+def metric_of(m: Material, place: Place) -> str:
+    """What stands against cost: mA or mAP."""
+    return HEADLINE[m.tasks[place]]
+
+
 def with_score(m: Material, place: Place, table: pd.DataFrame) -> pd.DataFrame:
-    """The rows of ``table`` in the order of the tables with their ``score``: mean test mA."""
+    """The rows of ``table`` in the order of the tables with their ``score``, the mean over the
+    seeds on test images."""
     dataset, split = place
-    scores = select(
-        m.scores, dataset=dataset, split=split, subset="test", attribute="", metric="mA"
-    )
+    scores = select(m.scores, dataset=dataset, split=split, subset="test", attribute="")
+    scores = select(scores, metric=metric_of(m, place))
     values: Any = scores.groupby(["method", "variant"])["value"]
     mean = values.mean().rename("score")
     table = table.set_index(["method", "variant"])
@@ -93,7 +100,7 @@ def draw(m: Material, table: pd.DataFrame, place: Place, panels: dict[str, str])
         scale_x(ax, cost[~np.isnan(cost)])
         ax.margins(x=0.15, y=0.05)
         ax.set(xlabel=label)
-    axes[0].set(ylabel="mA (%)")
+    axes[0].set(ylabel=f"{metric_of(m, place)} (%)")
     handles = [Line2D([], [], linestyle="", label=name) for name in names]
     figure.legend(
         handles=handles,

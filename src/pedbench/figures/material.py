@@ -11,10 +11,13 @@ from typing import Any
 import pandas as pd
 
 from pedbench.collect import rank_by_validation, read_csv, read_long
+from pedbench.config import HEADLINE
+from pedbench.contracts import TaskKind
 from pedbench.manifest import Manifest, read_manifest
 from pedbench.results import Run, display_name, headline, read_run, read_variant
 from pedbench.runs import refusal
 from pedbench.stats import INTERVALS, VS_BASELINE, read_stats
+from pedbench.tasks.reid import LABELS
 
 Place = tuple[str, str]  # dataset, split
 Row = tuple[str, str]  # method, variant
@@ -75,14 +78,27 @@ class Material:
         method, _, variant = (self.plan["comparison"]["baseline"] or "").partition("/")
         return (method, variant) if method else None
 
-    @property
-    def metrics(self) -> dict[str, str]:
-        """Label and name of the two metrics of most figures: mA and the protocol's F1."""
-        return {"mA": "mA", "F1": self.f1}
-
     @cached_property
-    def f1(self) -> str:
-        return headline(read_variant(Path(self.plan["experiments"][0]["folder"]))["protocol"])
+    def tasks(self) -> Mapping[Place, TaskKind]:
+        """Place -> its task."""
+        return {
+            (e["dataset"], e["split"]): self.protocol(e).get("task", "par")
+            for e in self.shown[::-1]
+        }
+
+    def of_task(self, task: TaskKind) -> list[Place]:
+        return [place for place in self.places if self.tasks[place] == task]
+
+    def metrics(self, place: Place) -> dict[str, str]:
+        """Label and name of the two metrics of most figures: mA and the protocol's F1, or mAP and
+        Rank-1. The first is the one that chooses."""
+        if self.tasks[place] == "reid":
+            return {LABELS[name]: name for name in ("mAP", "rank1")}
+        first = next(e for e in self.shown if (e["dataset"], e["split"]) == place)
+        return {"mA": "mA", "F1": headline(self.protocol(first))}
+
+    def protocol(self, experiment: Mapping[str, Any]) -> Mapping[str, Any]:
+        return read_variant(Path(experiment["folder"]))["protocol"]
 
     @property
     def level(self) -> str:
@@ -103,15 +119,21 @@ class Material:
         return [read_run(folder / f"seed{seed}") for seed in experiment["seeds"]]
 
     def best(self, place: Place) -> Row | None:
-        """The variant with the highest mA on validation images, the baseline aside."""
+        """The variant with the highest mA, or mAP, on validation images, the baseline aside."""
         rows = [row for row in self.rows(place) if row != self.baseline]
-        return next(iter(rank_by_validation(rows, self.scores, *place)), None)
+        metric = HEADLINE[self.tasks[place]]
+        return next(iter(rank_by_validation(rows, self.scores, *place, metric)), None)
 
 
 def words(place: Place) -> str:
     """``synthetic_a, zero-shot split``."""
     dataset, split = place
     return f"{dataset}, {split.replace('_', '-')} split"
+
+
+def label(metric: str) -> str:
+    """As axes are named: Rank-1 for rank1."""
+    return LABELS.get(metric, metric)
 
 
 def stem(name: str, place: Place) -> str:

@@ -9,8 +9,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from pedbench.collect import select
-from pedbench.figures.material import Material, Place, stem, words
+from pedbench.figures.material import Material, Place, label, stem, words
 from pedbench.figures.style import BLUE, ORANGE, WIDTH, Picture
+from pedbench.tasks import tested
 
 
 def pictures(m: Material) -> Iterator[Picture]:
@@ -27,7 +28,8 @@ def draw(m: Material, place: Place) -> Figure:
     intervals = select(m.intervals, dataset=dataset, split=split)
     tests = select(m.tests, dataset=dataset, split=split)
     figure = Figure(figsize=(WIDTH, 1.3 + 0.22 * len(rows)))
-    metrics = m.plan["comparison"]["metrics"]
+    metrics = tested(m.plan["comparison"]["metrics"], m.tasks[place])
+    metrics = metrics or tuple(m.metrics(place).values())
     axes: Any = figure.subplots(1, len(metrics), sharey=True, squeeze=False)[0]
     for ax, metric in zip(axes, metrics, strict=True):
         estimates = select(intervals, metric=metric).set_index(["method", "variant"])
@@ -40,7 +42,7 @@ def draw(m: Material, place: Place) -> Figure:
             ax.plot(value, y, "o", color=BLUE, markerfacecolor=face)
             if row == m.baseline:
                 ax.axvline(value, color=ORANGE, linestyle="--", zorder=0)
-        ax.set(xlabel=f"{metric} (%)")
+        ax.set(xlabel=f"{label(metric)} (%)")
         ax.set_yticks(range(len(rows)), [m.name(row) for row in rows])
     axes[0].set_ylim(len(rows) - 0.5, -0.5)
     if m.baseline in rows:

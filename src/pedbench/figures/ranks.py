@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from pedbench.collect import read_csv, select
-from pedbench.figures.material import Material
+from pedbench.figures.material import Material, label
 from pedbench.figures.style import BLUE, WIDTH, Picture
 from pedbench.stats import POSTHOC, RANKS
 
@@ -28,9 +28,9 @@ def pictures(m: Material) -> Iterator[Picture]:
         yield Picture(
             f"critical_difference_{metric}",
             draw(m, mean, p, metric),
-            f"Mean ranks in {metric}",
-            f"Mean rank in test {metric} over {blocks} blocks (dataset, split and seed); 1 is "
-            "best. Methods joined by a bar are not told apart by Nemenyi's test (p at least "
+            f"Mean ranks in {label(metric)}",
+            f"Mean rank in test {label(metric)} over {blocks} blocks (dataset, split and seed); 1 "
+            "is best. Methods joined by a bar are not told apart by Nemenyi's test (p at least "
             f"{m.plan['comparison']['alpha']:g}). Seeds of one dataset and split share their test "
             "images, so the blocks are not independent: a summary, not a test to rely on.",
             "Comparison",
@@ -74,5 +74,5 @@ def draw(m: Material, mean: pd.Series, p: pd.DataFrame, metric: str) -> Figure:
     )
     for (bar,) in drawn["crossbars"]:  # its points are in the order of a set, which varies
         bar.set_xdata(sorted(bar.get_xdata()))
-    ax.set_title(f"mean rank in {metric} (1: best)", fontsize="small")
+    ax.set_title(f"mean rank in {label(metric)} (1: best)", fontsize="small")
     return figure

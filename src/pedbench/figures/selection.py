@@ -22,7 +22,7 @@ def pictures(m: Material) -> Iterator[Picture]:
     """One figure per dataset and split in selection.csv."""
     if m.selection.empty:
         return
-    for place in m.places:
+    for place in m.of_task("par"):
         table = select(m.selection, dataset=place[0], split=place[1])
         if table.empty:
             continue
@@ -49,7 +49,7 @@ def differences(table: pd.DataFrame) -> pd.DataFrame:
 def draw(m: Material, table: pd.DataFrame, place: Place) -> Figure:
     found = differences(table)
     there = set(table["metric"])
-    metrics = {label: name for label, name in m.metrics.items() if name in there}
+    metrics = {label: name for label, name in m.metrics(place).items() if name in there}
     known = set(zip(table["method"], table["variant"], strict=True))
     rows = [row for row in m.rows(place) if row in known]
     figure = Figure(figsize=(WIDTH, 1.4 + 0.22 * len(rows)))

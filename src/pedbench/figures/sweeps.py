@@ -24,14 +24,16 @@ def pictures(m: Material) -> Iterator[Picture]:
 
 
 def picture(m: Material, sweep: Mapping[str, Any]) -> Picture:
-    """mA and F1 against the parameter, a line per method, each with its confidence band."""
+    """Both metrics of the task against the parameter, a line per method, each with its confidence
+    band."""
     place: Place = sweep["dataset"], sweep["split"]
     scores = select(m.scores, dataset=place[0], split=place[1], subset="test", attribute="")
     lines, tested = sweep["lines"], all_tested(m, sweep)
-    printed = published(sweep["parameter"], place, m.f1)
+    metrics = m.metrics(place)
+    printed = published(sweep["parameter"], place, metrics.get("F1"))
     figure = Figure(figsize=(WIDTH, 2.9))
     axes: Any = figure.subplots(1, 2)
-    for ax, (label, metric) in zip(axes, m.metrics.items(), strict=True):
+    for ax, (label, metric) in zip(axes, metrics.items(), strict=True):
         values = select(scores, metric=metric)
         for line, look in zip(lines, looks(len(lines)), strict=True):
             points: Any = curve(line, values, 1 - m.plan["comparison"]["alpha"])
@@ -126,7 +128,7 @@ def axis(ax: Any, lines: Sequence[Mapping[str, Any]], printed: Sequence[float]) 
     ax.set_xticks([], minor=True)
 
 
-def published(parameter: str, place: Place, f1: str) -> pd.DataFrame:
+def published(parameter: str, place: Place, f1: str | None) -> pd.DataFrame:
     """``value, metric, low, high, source, note`` that a paper states of this sweep on this dataset.
 
     One file per parameter in ``resources/published``: points (a column of the parameter's name;
@@ -167,12 +169,14 @@ def draw_published(ax: Any, printed: pd.DataFrame, lines: Sequence[Mapping[str, 
 def caption(m: Material, sweep: Mapping[str, Any], tested: bool, printed: pd.DataFrame) -> str:
     """What the bands are, and where published numbers come from."""
     over = "test images and seeds" if tested else "the seeds alone (Student's t)"
+    place = sweep["dataset"], sweep["split"]
+    metrics = m.metrics(place)
     parts = [
-        f"mA and F1 on the test images of {words((sweep['dataset'], sweep['split']))}, mean over "
+        f"{' and '.join(metrics)} on the test images of {words(place)}, mean over "
         f"the seeds, against {sweep['parameter'].replace('_', ' ')}",
         f"Band: {m.level} confidence interval over {over}; none where there is one seed",
     ]
-    if m.baseline in m.rows((sweep["dataset"], sweep["split"])):
+    if m.baseline in m.rows(place):
         parts.append(f"Dashed: {m.name(m.baseline)}")
     if len(printed):
         sources = ", ".join(dict.fromkeys(printed["source"]))

@@ -11,14 +11,18 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
+from pedbench.config import HEADLINE
 from pedbench.figures.material import Material, Place, Row, stem, words
 from pedbench.figures.style import BLUE, WIDTH, Picture
 
 COLUMNS = 4
-QUANTITIES = {"loss": ("training", "Training loss"), "val/mA": ("validation", "Validation mA (%)")}
+QUANTITIES = {
+    "loss": ("training", "Training loss"),
+    **{f"val/{metric}": ("validation", f"Validation {metric} (%)") for metric in HEADLINE.values()},
+}
 CAPTIONS = {
     "loss": "Training loss (sum of its terms, mean of the epoch's steps)",
-    "val/mA": "mA on validation images after each epoch",
+    **{f"val/{m}": f"{m} on validation images after each epoch" for m in HEADLINE.values()},
 }
 
 
@@ -55,8 +59,8 @@ def read_log(path: Path) -> pd.DataFrame:
     table = pd.DataFrame(lines)
     terms = [name for name in table if str(name).startswith("loss")]
     table = table.assign(epoch=range(1, len(table) + 1), loss=table[terms].sum(axis=1))
-    if "val/mA" in table:
-        table["val/mA"] *= 100
+    for quantity in QUANTITIES.keys() & set(table) - {"loss"}:
+        table[quantity] *= 100
     return table
 
 
