@@ -18,7 +18,7 @@ from pedbench.config import read_protocol, resolve
 from pedbench.contracts import PedbenchError
 from pedbench.files import write_json
 from pedbench.intake import build_manifest
-from pedbench.manifest import read_manifest
+from pedbench.manifest import Manifest, read_manifest
 from pedbench.prepared import prepare
 from pedbench.runs import RunFolder, refusal
 from pedbench.score import score_runs
@@ -29,6 +29,16 @@ from pedbench.train import train
 UNCHECKED = {"check_counts": False}  # fake trees are smaller than the real ones
 
 every = pytest.mark.parametrize("name", registry.datasets())
+
+
+def places() -> list[tuple[str, str]]:
+    """Of each dataset the first split of each task."""
+    found = []
+    for name in registry.datasets():
+        spec = registry.load_dataset(name).SPEC
+        first = {spec.task_of(split): split for split in reversed(spec.splits)}
+        found += [(name, split) for split in first.values()]
+    return found
 
 
 @pytest.fixture
@@ -43,7 +53,9 @@ def test_spec_is_complete(name):
     spec = registry.load_dataset(name).SPEC
     names = [a.name for a in spec.attributes]
     assert spec.title and spec.licence and spec.splits
-    assert len(names) == len(set(names)) > 1
+    assert set(spec.reid) <= set(spec.splits)
+    assert len(names) == len(set(names))
+    assert len(names) > 1 or spec.splits == spec.reid
     assert all(a.phrase and a.negative and a.phrase != a.negative for a in spec.attributes)
 
 
@@ -61,12 +73,25 @@ def test_fake_tree_becomes_a_manifest(name, made, tmp_path):
     build_manifest(name, dataset, root, UNCHECKED, tmp_path / "m.parquet")
     manifest = read_manifest(tmp_path / "m.parquet")
     for split in dataset.SPEC.splits:
-        subsets = {"train", "test"} if "trainval" in split else {"train", "val", "test"}
+        subsets = {"train", "test"} if without_val(split, dataset) else {"train", "val", "test"}
         assert set(manifest.rows[f"split:{split}"]) - {""} == subsets
-    for split in dataset.SPEC.disjoint:
+        assert manifest.is_reid(split) == (split in dataset.SPEC.reid)
+    for split in dataset.SPEC.reid:
+        rows, query = manifest.rows, manifest.is_query(split)
+        assert set(rows[f"split:{split}"][query]) == set(rows[f"split:{split}"]) - {"", "train"}
+        assert (rows[rows[f"split:{split}"] != ""][["identity", "camera"]] >= 0).to_numpy().all()
+    for split in (*dataset.SPEC.disjoint, *dataset.SPEC.reid):
         rows = manifest.rows[manifest.rows[f"split:{split}"] != ""]
         assert rows.groupby("identity")[f"split:{split}"].nunique().to_numpy().max() == 1
     assert manifest.labels.shape[1] == len(dataset.SPEC.attributes)
+
+
+def without_val(split, dataset):
+    """Whether a split is one that papers train on, with nothing left to validate on."""
+    apart = f"{split}_val" in dataset.SPEC.splits or "_to_" in split
+    return (
+        "trainval" in split or split == "reid_list_train" or (split in dataset.SPEC.reid and apart)
+    )
 
 
 @every
@@ -106,29 +131,37 @@ def test_a_link_in_place_of_a_picture_must_stay_inside(name, made, tmp_path):
         build_manifest(name, dataset, root, UNCHECKED, tmp_path / "m.parquet")
 
 
+PROTOCOLS = {
+    "par": read_protocol("embedded", ("tiny_clip",)),
+    "reid": read_protocol("embedded_reid", ("tiny_clip_reid",)),
+}
 METHODS = {"zero_shot": "default", "linear_probe": "default", "promptpar": "region_deep"}
 
 
-@every
-def test_from_a_fake_tree_to_a_table_cell(name, made, tmp_path, backbone, monkeypatch, capsys):
+METRICS = {"par": ["mA", "F1"], "reid": ["mAP", "rank1"]}
+
+
+@pytest.mark.parametrize(("name", "split"), places())
+def test_from_a_fake_tree_to_a_table_cell(
+    name, split, made, tmp_path, backbone, monkeypatch, capsys
+):
     """`doctor`, manifest, prepared pictures, two steps of training, predictions, scores, a table;
     nothing is written into the dataset's folder."""
     dataset, root = made
-    before, split = listing(root), dataset.SPEC.splits[0]
+    before, task = listing(root), dataset.SPEC.task_of(split)
     assert main(["doctor", "--dataset", name, "--root", str(root), "--any-counts", "--decode"]) == 0
     assert capsys.readouterr().out.endswith("all is well\n")
     results = tmp_path / "results"
     sources, prepared = {name: results / "manifests" / f"{name}.parquet"}, results / "x.json"
     manifest = build_manifest(name, dataset, root, UNCHECKED, sources[name])
     prepare(manifest, backbone.image_size, "pad_square", 1, prepared)
-    monkeypatch.setattr("pedbench.train.load_backbone", lambda name, file: backbone)
+    monkeypatch.setattr("pedbench.train.load_backbone", lambda *_, **__: backbone)
     write_json(results / "weights.json", {"sha256": backbone.weights_sha256, "file": None})
-    images = len(manifest.subset(split, "train").rows)
-    short = {"epochs": 1, "batch_size": max(1, images // 2), "warmup_epochs": 0, "probe_epochs": 1}
-    protocol = read_protocol("embedded", ("tiny_clip",))
+    swept = {"resize": "pad_square", "eval_batch_size": 64, "epochs": 1, "warmup_epochs": 0}
+    swept |= two_steps(manifest, split)
+    protocol = PROTOCOLS[task]
     experiments = []
     for method, variant in METHODS.items():
-        swept = short | {"resize": "pad_square", "eval_batch_size": 64}
         key = {"dataset": name, "split": split, "method": method, "variant": variant}
         folder = results.joinpath("runs", *key.values())
         spec = {**resolve(method, variant, protocol, swept, "test"), "backbone": "random"}
@@ -146,8 +179,8 @@ def test_from_a_fake_tree_to_a_table_cell(name, made, tmp_path, backbone, monkey
     collect(runs, results / "long.parquet")
     options = {"baseline": "linear_probe/default", "resamples": 10}
     write_stats(runs, sources, results / "stats", **options)
-    definitions = results / "tables.yaml"
-    definitions.write_text(f"main: {{title: T, places: [{name}/{split}], metrics: [mA, F1]}}\n")
+    definitions, shown = results / "tables.yaml", METRICS[task]
+    definitions.write_text(f"main: {{title: T, places: [{name}/{split}], metrics: {shown}}}\n")
     plan = {"experiments": experiments, "comparison": {**options, "alpha": 0.05, "seed": 0}}
     plan |= {"datasets": {name: {"manifest": str(sources[name])}}, "sweeps": [], "presets": []}
     files = results / "long.parquet", results / "stats", []
@@ -155,6 +188,16 @@ def test_from_a_fake_tree_to_a_table_cell(name, made, tmp_path, backbone, monkey
     cells = pd.read_csv(results / "tables/main.csv")
     assert len(cells) == 2 * len(runs) and cells["mean"].notna().to_numpy().all()
     assert listing(root) == before
+
+
+def two_steps(manifest: Manifest, split: str) -> dict[str, int]:
+    """Settings with which an epoch has two steps."""
+    trained = manifest.subset(split, "train").rows
+    if not manifest.is_reid(split):
+        return {"batch_size": max(1, len(trained) // 2), "probe_epochs": 1}
+    persons = trained["identity"].nunique()
+    each = len(trained) // persons // 2  # a fake tree has equally many of every person
+    return {"batch_size": persons * each, "images_per_identity": each}
 
 
 def read_steps(run: Path) -> int:

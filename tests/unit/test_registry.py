@@ -30,7 +30,14 @@ def test_every_hyperparameter_is_explained_and_checkable(name):
 @pytest.mark.parametrize("name", registry.datasets())
 def test_datasets_load(name):
     assert registry.summary("dataset", name)
-    assert registry.load_dataset(name).SPEC.attributes
+    spec = registry.load_dataset(name).SPEC
+    assert spec.attributes or spec.reid
+
+
+@pytest.mark.parametrize("name", ["dukemtmc", "DukeMTMC-reID", "dukemtmcreid", "duke"])
+def test_a_withdrawn_dataset_is_refused_with_the_reason(name):
+    with pytest.raises(PedbenchError, match=r"DukeMTMC-reID was withdrawn .* Use market1501"):
+        registry.load_dataset(name)
 
 
 def test_unknown_method_lists_close_names():
