@@ -25,6 +25,8 @@ class Settings(Protocol):
     def warmup_from(self) -> float: ...
     @property
     def final_lr_fraction(self) -> float: ...
+    @property
+    def milestones(self) -> tuple[int, ...]: ...
 
 
 def learning_rate_factor(
@@ -49,7 +51,7 @@ def learning_rate_factor(
         case "delayed_cosine":
             return delayed_cosine(epoch, epochs, warmup, start)
         case "multistep":
-            return multistep(epoch, warmup, start)
+            return multistep(epoch, warmup, start, settings.milestones)
     raise PedbenchError(
         f"schedule {settings.schedule!r} is unknown: use cosine, constant, epoch_cosine "
         "(PromptPAR, VTB, CLIP-ReID stage 1), delayed_cosine (CoOp family) or multistep "

@@ -222,6 +222,7 @@ def test_balanced_classes_weigh_the_same(share):
 
 class Settings:
     schedule, warmup_epochs, warmup_from, final_lr_fraction = "cosine", 2.0, 0.1, 0.01
+    milestones: tuple[int, ...] = (3, 5)
 
 
 @settings(max_examples=100, deadline=None)
@@ -239,6 +240,13 @@ def test_warmup_cosine_rises_then_falls(per_epoch, epochs):
 
 def test_end_of_cosine_is_the_final_fraction():
     assert warmup_cosine(100, 100, 5, 0.1, 0.02) == pytest.approx(0.02)
+
+
+def test_multistep_takes_a_tenth_at_the_milestones_of_the_protocol():
+    steps = type("Steps", (Settings,), {"schedule": "multistep"})()
+    rates = [learning_rate_factor(steps, {}, s, 2, 6) for s in range(12)]
+    expected = [0.55, 0.55, 1, 1, 0.1, 0.1, 0.1, 0.1, 0.01, 0.01, 0.01, 0.01]  # two an epoch
+    assert rates == pytest.approx(expected)
 
 
 def test_constant_and_unknown_schedule():
