@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -133,6 +134,15 @@ def test_neither_parts_nor_device_nor_scale_change_a_bit():
     np.testing.assert_array_equal(together, alone)
     np.testing.assert_allclose(together, reference_cosines(query, gallery), atol=1e-7)
     assert_equal(whole, reference(-together, labels, reid.TOP))
+
+
+def test_memory_does_not_grow_with_queries_times_gallery():
+    query, gallery, labels = world(6, queries=300, gallery=1500, width=4)
+    tracemalloc.start()
+    reid.rank(query, gallery, **labels, chunk=8)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 4 * len(query) * len(gallery) / 4  # a quarter of the matrix in float32
 
 
 def reference_cosines(query: np.ndarray, gallery: np.ndarray) -> np.ndarray:

@@ -1,5 +1,5 @@
 """Re-ranking by k-reciprocal neighbours (Zhong et al., "Re-ranking Person Re-identification with
-k-reciprocal Encoding", CVPR 2017; equation numbers below are the paper's).
+k-reciprocal Encoding", CVPR 2017; sections below are the paper's).
 
 Neighbour sets are sparse matrices, so memory grows with the number of images, not its square; only
 the distances that are asked for are ``(Q, G)``.
@@ -32,7 +32,7 @@ def rerank(
     device: str | None = None,
 ) -> NDArray[np.float32]:
     """Distances ``(Q, G)`` of ``query (Q, D)`` and ``gallery (G, D)``, for ``reid.rank_distances``:
-    ``weight`` times the original distance plus ``1 - weight`` times the Jaccard distance (12).
+    ``weight`` times the original distance plus ``1 - weight`` times the Jaccard distance (3.5).
 
     The original distance is a power of the Euclidean distance of the features at unit length,
     divided by the largest that the query has to any image, a query or of the gallery. ``power`` is
@@ -50,14 +50,14 @@ def rerank(
     every = np.concatenate([q, g])
     close, largest = neighbours(every, max(k1 + 1, k2), power, chunk, device)
     members = encode(every, close, k1, largest, power)
-    if k2 > 1:  # local query expansion (11)
+    if k2 > 1:  # local query expansion (3.4)
         members = adjacency(close[:, :k2], values=1 / min(k2, len(every))) @ members
     found = np.empty((len(q), len(g)), np.float32)
     overlaps = shared(members[: len(q)], members[len(q) :])
     rows = cosines(q, g, chunk, device)
     for i, ((row, _), overlap) in enumerate(zip(rows, overlaps, strict=True)):
         original = distance(row, power) / largest[i]
-        found[i] = weight * original + (1 - weight) * (1 - overlap / (2 - overlap))  # (10)
+        found[i] = weight * original + (1 - weight) * (1 - overlap / (2 - overlap))
     return found
 
 
@@ -81,10 +81,10 @@ def neighbours(
 
 def encode(features: NDArray, close: Integers, k1: int, largest: Floats, power: float) -> csr_array:
     """The weight with which each image (row) has each image in its extended set of k-reciprocal
-    neighbours: ``(N, N)``, rows summing to 1 (4, 5, 7)."""
+    neighbours: ``(N, N)``, rows summing to 1 (3.2, 3.3)."""
     wide = reciprocal(close[:, : k1 + 1])
     narrow = reciprocal(close[:, : int(np.around(k1 / 2)) + 1])
-    # A neighbour's own narrow set joins when more than two thirds of it are there already (5).
+    # A neighbour's own narrow set joins when more than two thirds of it are there already.
     joins = csr_array(wide.multiply(wide @ narrow))
     joins.data = np.where(3 * joins.data > 2 * narrow.sum(axis=1)[joins.indices], 1.0, 0.0)
     members = csr_array((wide + joins @ narrow) > 0).tocoo()
