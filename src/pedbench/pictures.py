@@ -25,16 +25,34 @@ from torch import Tensor
 
 from pedbench import registry
 from pedbench.collect import rank_by_validation, read_long
-from pedbench.contracts import UNKNOWN, Attribute, Region
+from pedbench.config import HEADLINE
+from pedbench.contracts import UNKNOWN, Attribute, Region, TaskKind
 from pedbench.data import Images
-from pedbench.figures.style import BLUE, ORANGE, STYLE, WIDTH, Picture, save_all
+from pedbench.figures.style import (
+    BLUE,
+    ORANGE,
+    STYLE,
+    WIDTH,
+    Picture,
+    cell,
+    save_all,
+    write,
+)
 from pedbench.files import read_json
+from pedbench.galleries import gallery_figure, queries_of
 from pedbench.manifest import Manifest, decode, read_manifest
 from pedbench.maps import Response, relevance, responses
 from pedbench.nn.backbone import Backbone, load_backbone
 from pedbench.predict import predict
-from pedbench.results import display_name, read_predictions, read_run, sigmoid
+from pedbench.results import (
+    display_name,
+    read_predictions,
+    read_rankings,
+    read_run,
+    sigmoid,
+)
 from pedbench.runs import refusal
+from pedbench.tasks.reid import TOP
 from pedbench.train import make_accelerator
 from pedbench.trained import load_run
 
@@ -76,7 +94,7 @@ class Seen:
 
 def write_pictures(plan: Mapping[str, Any], long: Path, backbones: Path, out: Path) -> None:
     """Fill ``out``, which is emptied first, with examples of every dataset and split, maps of the
-    plan's first one, and their captions.
+    first one with attributes, and their captions.
 
     ``plan`` holds the contents of plan.json, ``backbones`` is the folder of what `pedbench weights`
     wrote. Of each variant the run of its first seed is shown. The same plan gives the same bytes.
@@ -89,12 +107,17 @@ def write_pictures(plan: Mapping[str, Any], long: Path, backbones: Path, out: Pa
 def pictures(plan: Mapping[str, Any], long: pd.DataFrame, backbones: Path) -> Iterator[Picture]:
     """One after the other; what was refused has none."""
     shown = [e for e in plan["experiments"] if e["in_tables"] and not refusal(Path(e["folder"]))]
-    for index, ((dataset, _), group) in enumerate(groupby(shown, place_of)):
+    mapped = False
+    for (dataset, _), group in groupby(shown, place_of):
         manifest = read_manifest(Path(plan["datasets"][dataset]["manifest"]))
         scene = Scene(list(group), manifest, long, plan)
+        if scene.task == "reid":
+            yield galleries(scene)
+            continue
         yield examples(scene)
-        if index == 0:
+        if not mapped:
             yield from maps(scene, backbones)
+            mapped = True
 
 
 def place_of(experiment: Mapping[str, Any]) -> tuple[str, str]:
@@ -127,10 +150,11 @@ class Scene:
     ) -> None:
         self.experiments, self.manifest = experiments, manifest
         self.dataset, self.split = place_of(experiments[0])
+        self.task: TaskKind = "reid" if manifest.is_reid(self.split) else "par"
         self.test = manifest.subset(self.split, "test")
         self.seed = [plan["comparison"]["seed"], crc32(f"{self.dataset}/{self.split}".encode())]
         rows = {(e["method"], e["variant"]): e for e in experiments}
-        ranked = rank_by_validation(rows, long, self.dataset, self.split)
+        ranked = rank_by_validation(rows, long, self.dataset, self.split, HEADLINE[self.task])
         self.ranking = [rows[row] for row in ranked]
         baseline = plan["comparison"]["baseline"]
         self.baseline = next((e for e in experiments if key_of(e) == baseline), None)
@@ -140,8 +164,21 @@ class Scene:
         return f"{self.dataset}, {self.split} split"
 
     def best(self, among: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
-        """By validation mA, the mean over the seeds; the first where there is none."""
+        """By validation mA, or mAP, the mean over the seeds; the first where there is none."""
         return min(among, key=self.ranking.index)
+
+    @property
+    def compared(self) -> list[Mapping[str, Any]]:
+        """The best variant but for the baseline, the baseline, and one that is not trained."""
+        untrained = [e for e in self.experiments if not registry.trains(e["method"])]
+        best = [e for e in self.ranking if e != self.baseline][:1]
+        wanted = [*best, self.baseline, *untrained[:1]]
+        return [e for i, e in enumerate(wanted) if e is not None and e not in wanted[:i]]
+
+    @property
+    def aside(self) -> str:
+        """Said of the best variant where the baseline is another."""
+        return ", the baseline aside" if self.baseline and len(self.ranking) > 1 else ""
 
     def shuffled(self) -> np.ndarray:
         """The test pictures in random order: each figure takes the first of them that it may."""
@@ -161,10 +198,7 @@ def run_of(experiment: Mapping[str, Any]) -> Path:
 
 def examples(scene: Scene) -> Picture:
     """The pictures with the fewest and the most errors of the best variant, see the caption."""
-    untrained = [e for e in scene.experiments if not registry.trains(e["method"])]
-    best = [e for e in scene.ranking if e != scene.baseline][:1]
-    wanted = [*best, scene.baseline, *untrained[:1]]
-    variants = [e for i, e in enumerate(wanted) if e is not None and e not in wanted[:i]]
+    variants = scene.compared
     labels = scene.test.labels
     guesses = np.stack([predicted(e, scene.manifest) for e in variants])
     errors = ((guesses[0] != labels) & (labels != UNKNOWN)).sum(1)
@@ -172,16 +206,37 @@ def examples(scene: Scene) -> Picture:
     rows = {f"Fewest errors of {name_of(variants[0])}": few}
     rows[f"Most errors of {name_of(variants[0])}"] = many
     figure = example_figure(scene, variants, guesses, rows)
-    aside = ", the baseline aside" if best and scene.baseline else ""
     return Picture(
         f"examples_{scene.dataset}_{scene.split}",
         figure,
         f"Predicted attributes, {scene.name}",
         "Test pictures with the attributes that they have or, in italics, that a method gives them "
         f"wrongly. Above the {len(few)} pictures with the fewest errors of {name_of(variants[0])}, "
-        f"the best by validation mA{aside}, below the {len(many)} with the most; ties are broken "
-        "at random, with the seed of the comparison. One run each, its first seed. Attributes that "
-        "nobody could label are left out.",
+        f"the best by validation mA{scene.aside}, below the {len(many)} with the most; ties are "
+        "broken at random, with the seed of the comparison. One run each, its first seed. "
+        "Attributes that nobody could label are left out.",
+        CATEGORY,
+    )
+
+
+def galleries(scene: Scene) -> Picture:
+    """Queries drawn at random and hard ones with what is found for them, see the caption."""
+    runs = [read_run(run_of(experiment)) for experiment in scene.compared]
+    names = [name_of(experiment) for experiment in scene.compared]
+    found = [read_rankings(run, scene.manifest, "test") for run in runs]
+    drawn, hard = queries_of(found[0], scene.shuffled())
+    rows = {"Queries drawn at random": drawn, f"Lowest AP of {names[0]}": hard}
+    shown = {title: numbers for title, numbers in rows.items() if len(numbers)}
+    return Picture(
+        f"galleries_{scene.dataset}_{scene.split}",
+        gallery_figure(scene.test, dict(zip(names, found, strict=True)), shown),
+        f"Ranked galleries, {scene.name}",
+        f"Test queries and, on their right, the {TOP} nearest images of the gallery, nearest "
+        "first; images of the query's person by its own camera are left out. Solid frame, ✓: the "
+        "same person; dotted frame, ✗: another. Above, queries drawn at random with the seed of the "
+        f"comparison; below, those with the lowest AP of {names[0]}, the best by validation mAP"
+        f"{scene.aside}. Queries without a right image are none of them. AP is that of the query. "
+        "One run each, its first seed.",
         CATEGORY,
     )
 
@@ -444,17 +499,3 @@ def overlay(picture: Tensor, values: np.ndarray | None) -> np.ndarray:
     colours = matplotlib.colormaps["inferno"](smooth)[..., :3]
     grey = picture.float().mean(0).numpy()[..., None] / 255
     return 1 - (1 - 0.5 * grey) * (1 - 0.9 * colours)  # neither hides the other
-
-
-def cell(figure: Figure, left: float, top: float, width: float, height: float) -> Axes:
-    """Axes without frame, placed in inches from the upper left corner."""
-    wide, high = figure.get_size_inches()
-    ax = figure.add_axes((left / wide, 1 - (top + height) / high, width / wide, height / high))
-    ax.set_axis_off()
-    return ax
-
-
-def write(figure: Figure, x: float, y: float, text: str, ha: str = "center", **look: Any) -> None:
-    """``text`` at a point in inches from the upper left corner."""
-    wide, high = figure.get_size_inches()
-    figure.text(x / wide, 1 - y / high, text, ha=ha, va="center", **look)

@@ -11,6 +11,7 @@ from typing import Any
 
 import seaborn as sns
 from matplotlib import rc_context
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from pedbench.files import CAPTIONS, empty_folder, write_atomic, write_json
@@ -97,6 +98,20 @@ def short(value: float, _: object = None) -> str:
 def signed(value: float) -> str:
     """A whole number with its sign; 0 has none."""
     return f"{value:+.0f}".replace("-", "−") if round(value) else "0"
+
+
+def cell(figure: Figure, left: float, top: float, width: float, height: float) -> Axes:
+    """Axes without frame, placed in inches from the upper left corner."""
+    wide, high = figure.get_size_inches()
+    ax = figure.add_axes((left / wide, 1 - (top + height) / high, width / wide, height / high))
+    ax.set_axis_off()
+    return ax
+
+
+def write(figure: Figure, x: float, y: float, text: str, ha: str = "center", **look: Any) -> None:
+    """``text`` at a point in inches from the upper left corner."""
+    wide, high = figure.get_size_inches()
+    figure.text(x / wide, 1 - y / high, text, ha=ha, va="center", **look)
 
 
 def save_all(pictures: Iterable[Picture], out: Path, style: Any = STYLE) -> None:
