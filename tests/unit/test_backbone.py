@@ -275,6 +275,7 @@ def test_positions_follow_the_image_size(backbone: Backbone) -> None:
     assert new.shape == old.shape
     assert torch.equal(new[0], old[0])
     assert not torch.allclose(new[1:], old[1:])
+    assert turned.weights_sha256 == backbone.weights_sha256  # of what was loaded
     assert turned.encode_image(randn(1, 3, 16, 32)).shape == (1, 24)
     assert torch.equal(
         Backbone.from_config(CONFIG, state, image_size=(32, 16)).clip.visual.positional_embedding,
@@ -421,6 +422,7 @@ def test_a_resnet_reads_the_size_it_is_loaded_with(resnet: Backbone) -> None:
     tall = Backbone.from_config(RESNET, state, image_size=(96, 32))
     assert (tall.image_size, tall.grid) == ((96, 32), (3, 1))
     assert tall.clip.visual.attnpool.positional_embedding.shape == (4, 512)
+    assert tall.weights_sha256 == resnet.weights_sha256
     assert tall.encode_image(randn(2, 3, 96, 32)).shape == (2, 24)
     with pytest.raises(PedbenchError, match="no multiple of the ResNet's stride 32"):
         Backbone.from_config(RESNET, image_size=(64, 40))

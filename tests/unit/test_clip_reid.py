@@ -227,7 +227,7 @@ def test_features_lie_side_by_side_before_or_behind_the_necks(bench, backbone):
     _, normed, projected = backbone.image_features(images)
     torch.testing.assert_close(model.eval()(images).features, torch.cat([normed, projected], 1))
     after = dataclasses.replace(TASK, reid=dataclasses.replace(REID, feature="after"))
-    model = Method(Params()).build(copy.deepcopy(backbone), after).eval()
+    model: Any = Method(Params()).build(copy.deepcopy(backbone), after).eval()
     for neck in (model.neck, model.projected_neck):
         neck.norm.running_mean.fill_(1.0)
     expected = torch.cat([normed, projected], 1) - 1

@@ -74,6 +74,9 @@ class Backbone(nn.Module):
         self.tokens = not isinstance(visual, ModifiedResNet)
         if isinstance(image_size, int):
             image_size = (image_size, image_size)
+        place = "visual" if self.tokens else "visual.attnpool"
+        positions = clip.get_submodule(place).positional_embedding
+        self._pretrained = {f"{place}.positional_embedding": positions.detach().float()}
         if self.tokens:
             self.image_size = image_size or tuple(visual.image_size)
             self.patch: tuple[int, int] = tuple(visual.patch_size)
@@ -139,8 +142,9 @@ class Backbone(nn.Module):
 
     @cached_property
     def weights_sha256(self) -> str:
-        """Digest of all weights, taken when first asked: ask before any of them trains."""
-        return _sha256(self.clip_state())
+        """Digest of all weights, with the positions of the pretraining: the same on every grid.
+        Taken when first asked: ask before any of them trains."""
+        return _sha256(self.clip_state() | self._pretrained)
 
     @property
     def scale(self) -> Tensor:
