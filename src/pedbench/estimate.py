@@ -135,7 +135,7 @@ def _counts(plan: Plan, experiment: Experiment) -> Mapping[str, int]:
 def _images(plan: Plan, dataset: str) -> int:
     """Of all splits together; each has nearly all, but of a dataset that is made of others."""
     parents = registry.load_dataset(dataset).PARENTS.values()
-    every = [_expected(plan, dataset)] if not parents else [p.SPEC.counts for p in parents]
+    every = [p().expected({}) for p in parents] or [_expected(plan, dataset)]
     return sum(max((sum(c.values()) for c in counts.values()), default=0) for counts in every)
 
 

@@ -34,6 +34,7 @@ from pedbench.files import file_sha256
 from pedbench.formats.layout import is_picture
 from pedbench.manifest import BOX, Manifest, decode, manifest_digest, write_manifest
 from pedbench.phrases import words
+from pedbench.registry import is_made
 
 NAMED = 5  # of many files in one message
 NOT_THE_RELEASE = "not the release, accepted by 'check_counts: false'"
@@ -219,7 +220,7 @@ def _refused(dataset: BaseDataset, wrong: Sequence[str]) -> list[str]:
 
 
 def _anew(dataset: BaseDataset) -> str:
-    if type(dataset).generate is not BaseDataset.generate and not dataset.PARENTS:
+    if is_made(type(dataset)) and not dataset.PARENTS:
         return "delete the folder, and it will be made anew"
     return "restore it from your copy of the dataset or obtain it again"
 

@@ -591,10 +591,11 @@ def _at_hand(
 def _needed(config: Mapping[str, Any], name: str) -> dict[str, str | None]:
     """The obtained datasets that ``name`` is read from, and their folders as far as we are told."""
     dataset, root = registry.load_dataset(name), root_of(config, name)
-    obtained = type(dataset).generate is registry.BaseDataset.generate
+    obtained = not registry.is_made(type(dataset))
     if obtained or (root and dataset.PARENTS):
         return {name: root}
-    return {parent: root_of(config, parent) for parent in dataset.PARENTS}
+    made_of = dataset.PARENTS.items()
+    return {p: root_of(config, p) for p, parent in made_of if not registry.is_made(parent)}
 
 
 def _no_data(source: str, name: str, why: str) -> str:
@@ -746,7 +747,7 @@ def _audited(
 
 def _source(source: str, config: Mapping[str, Any], name: str) -> Source:
     dataset, root, results = registry.load_dataset(name), root_of(config, name), config["results"]
-    generated = type(dataset).generate is not registry.BaseDataset.generate
+    generated = registry.is_made(type(dataset))
     options = config["dataset_options"].get(name, {})
     try:
         dataset.expected(own_options(options))

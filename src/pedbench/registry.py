@@ -185,6 +185,11 @@ def load_dataset(name: str) -> BaseDataset:
     return _import("dataset", name).Dataset()
 
 
+def is_made(dataset: type[BaseDataset]) -> bool:
+    """Whether the suite makes the files of ``dataset``, or else they must be obtained."""
+    return dataset.generate is not BaseDataset.generate
+
+
 @cache
 def read_dataclass(path: Path, name: str) -> Mapping[str, Field]:
     """Fields of the dataclass ``name`` in ``path``, in order, from the source text alone.

@@ -104,8 +104,8 @@ class CrossDataset(OfParents):
                             image=f"{name}/{record.image}",
                             labels=tuple(translate(term, labels) for term in terms),
                             subset=self._subsets(name, record.subset.get(SPLIT)),
-                            identity=_apart(record.identity, position, several),
-                            camera=_apart(record.camera, position, several),
+                            identity=apart(record.identity, position, several),
+                            camera=apart(record.camera, position, several),
                             file=f"{name}/{record.file or record.image}",
                             box=record.box,
                         )
@@ -126,6 +126,6 @@ class CrossDataset(OfParents):
         )
 
 
-def _apart(number: int, position: int, several: int) -> int:
+def apart(number: int, position: int, several: int) -> int:
     """``number`` of one of ``several`` parents, unlike any number of another; -1 stays."""
     return number if number < 0 else number * several + position

@@ -18,9 +18,11 @@ class OfParents(BaseDataset):
     """The folders of ``PARENTS``, by name, in one root."""
 
     def generate(self, root: Path, options: Mapping[str, Any]) -> None:
-        """Link the parents' folders, ``options["roots"]``, in ``root``; without them ``root`` was
-        named by the user. Raises PedbenchError when something else is in a link's place."""
-        for name, folder in options.get("roots", {}).items():
+        """Link the parents' folders, ``options["roots"]``, in ``root``, and make there the parents
+        that are made and have none; if the others have none, ``root`` was named by the user. Raises
+        PedbenchError when something else is in a link's place."""
+        roots = options.get("roots", {})
+        for name, folder in roots.items():
             link, target = root / name, Path(folder).absolute()
             if link.is_symlink() and link.readlink() == target:
                 continue
@@ -29,6 +31,8 @@ class OfParents(BaseDataset):
             root.mkdir(parents=True, exist_ok=True)
             link.unlink(missing_ok=True)
             link.symlink_to(target, target_is_directory=True)
+        for name in self.PARENTS.keys() - roots.keys():
+            self.PARENTS[name]().generate(root / name, {})
 
     def expected(self, options: Mapping[str, Any]) -> Mapping[str, Mapping[str, int]]:
         return super().expected({key: options[key] for key in options if key != "roots"})

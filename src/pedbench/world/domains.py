@@ -123,3 +123,4 @@ TARGET_REID = Domain(
         Camera(**_ANY_SIDE, inverted=True, backdrop=(0.55, 0.52, 0.50)),
     ),
 )
+TARGET_REID_B = Domain("synthetic_reid_b", TARGET_B.cameras)
