@@ -70,7 +70,7 @@ class Params:
 
 
 class IdentityTexts(nn.Module):
-    """The text of each training identity, with tokens of its own (section 3.2).
+    """The text of each training identity, with tokens of its own.
 
     As the head of the first stage: ``forward(features (B, E), identities (B,)) -> Output`` with
     similarities to the batch's U identities as logits and, in ``extras``, ``features`` and their
@@ -255,7 +255,7 @@ class Method(BaseMethod[Params]):
             model.fix_texts()
 
     def loss(self, output: Output, batch: Batch, task: Task) -> dict[str, Tensor]:
-        """Of the first stage Eq. 1 to 3, of the second Eq. 4 to 8."""
+        """Of the first stage, or of the second: the output tells."""
         identities = batch.identities
         if identities is None:
             raise PedbenchError("the batch has no identities, which CLIP-ReID learns")

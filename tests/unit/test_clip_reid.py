@@ -19,7 +19,7 @@ from pedbench.contracts import Batch, PedbenchError, ReidSettings, Task
 from pedbench.data import Images
 from pedbench.engine import Fit, TrainingSet
 from pedbench.methods.clip_reid import IMAGE, PROMPTS, Method, Params
-from pedbench.nn.backbone import Backbone
+from pedbench.nn.backbone import Backbone, shape_only
 
 IDENTITIES = torch.tensor([0] * 5 + [1] * 4 + [2] * 4 + [3] * 2 + [4] + [5] * 4)  # 4: one image
 CAMERAS = torch.arange(len(IDENTITIES)) % 3
@@ -206,8 +206,8 @@ def test_cameras_are_added_to_the_tokens_named_and_in_the_second_stage_alone(ben
     images = bench.batch(6).images
     method, plain = bench.build()
     method, model = bench.build(sie=sie, sie_coefficient=5.0)
-    plain.eval(), model.eval()
-    without, cameras = plain(images, cameras=CAMERAS[:6]), torch.zeros(6, dtype=torch.long)
+    without, cameras = plain.eval()(images), torch.zeros(6, dtype=torch.long)
+    model.eval()
     assert torch.equal(model(images).features, without.features)
     first = model(images, cameras=cameras).features
     assert not torch.allclose(first, without.features)
@@ -270,3 +270,15 @@ def test_what_it_cannot_do_is_said(backbone):
     for length in (0, 17):
         with pytest.raises(PedbenchError, match="room for 1 to 16 learned tokens"):
             Method(Params(context_length=length)).build(backbone, TASK)
+
+
+@pytest.mark.parametrize(
+    ("name", "count", "tokens"),
+    [("ViT-B-16", 88_693_248, 1_538_048), ("ViT-L-14", 307_620_864, 2_307_072)],
+)
+def test_trained_parameters_at_real_size(name, count, tokens):
+    task = dataclasses.replace(TASK, identities=751)
+    with torch.device("meta"):
+        model: Any = Method(Params()).build(shape_only(name), task)
+    assert sum(p.numel() for p in model.parameters() if p.requires_grad) == count
+    assert model.head.context.numel() == tokens
