@@ -79,7 +79,8 @@ def test_fake_tree_becomes_a_manifest(name, made, tmp_path):
     for split in dataset.SPEC.reid:
         rows, query = manifest.rows, manifest.is_query(split)
         assert set(rows[f"split:{split}"][query]) == set(rows[f"split:{split}"]) - {"", "train"}
-        assert (rows[rows[f"split:{split}"] != ""][["identity", "camera"]] >= 0).to_numpy().all()
+        inside = (rows[f"split:{split}"] != "").to_numpy()
+        assert rows[["identity", "camera"]].to_numpy()[inside].min() >= 0
     for split in (*dataset.SPEC.disjoint, *dataset.SPEC.reid):
         rows = manifest.rows[manifest.rows[f"split:{split}"] != ""]
         assert rows.groupby("identity")[f"split:{split}"].nunique().to_numpy().max() == 1
@@ -195,7 +196,7 @@ def two_steps(manifest: Manifest, split: str) -> dict[str, int]:
     trained = manifest.subset(split, "train").rows
     if not manifest.is_reid(split):
         return {"batch_size": max(1, len(trained) // 2), "probe_epochs": 1}
-    persons = trained["identity"].nunique()
+    persons = len(set(trained["identity"]))
     each = len(trained) // persons // 2  # a fake tree has equally many of every person
     return {"batch_size": persons * each, "images_per_identity": each}
 
