@@ -233,8 +233,8 @@ def galleries(scene: Scene) -> Picture:
         f"Ranked galleries, {scene.name}",
         f"Test queries and, on their right, the {TOP} nearest images of the gallery, nearest "
         "first; images of the query's person by its own camera are left out. Solid frame, ✓: the "
-        "same person; dotted frame, ✗: another. Above, queries drawn at random with the seed of the "
-        f"comparison; below, those with the lowest AP of {names[0]}, the best by validation mAP"
+        "same person; dotted frame, ✗: another. Above, queries drawn at random with the seed of "
+        f"the comparison; below, those with the lowest AP of {names[0]}, the best by validation mAP"
         f"{scene.aside}. Queries without a right image are none of them. AP is that of the query. "
         "One run each, its first seed.",
         CATEGORY,

@@ -22,6 +22,7 @@ FOLDER = "resources/published"
 F1_DEFINITIONS = "f1_definitions.csv"
 TOLERANCE = 0.02  # printed numbers are rounded to two decimals
 UNSTATED = "unstated"
+UNTRACED = "not traced"
 
 Line = Mapping[str, str]  # of a CSV, by column
 
@@ -50,6 +51,7 @@ class Row:
     threshold: str  # empty: not stated
     scores: dict[tuple[str, str], str] = field(default_factory=dict)  # (place, metric) -> text
     notes: dict[str, str] = field(default_factory=dict)
+    untraced: bool = False  # exists in the paper, but its numbers could not be read
 
 
 def read_rows(
@@ -59,7 +61,8 @@ def read_rows(
     all that is not a score make one row.
 
     ``lead`` are templates of further texts, ``metrics`` the CSV's columns of scores, of which those
-    that it does not have are left out; "F1" becomes "F1_{definition}", and "F1_instance" is an F1
+    that it does not have are left out, and so are rows without any, unless their ``status`` says
+    that they are not traced; "F1" becomes "F1_{definition}", and "F1_instance" is an F1
     of that definition only. ``where`` names in messages what asked.
 
     Raises PedbenchError for an unknown file, column or value and for two lines in one cell.
@@ -88,7 +91,8 @@ def read_rows(
         row.scores |= new
         if line.get("note"):
             row.notes[place] = line["note"]
-    return [row for row in rows.values() if row.scores]
+        row.untraced |= line.get("status") == UNTRACED
+    return [row for row in rows.values() if row.scores or row.untraced]
 
 
 def f1_of(line: Line, method: str) -> tuple[str, str]:

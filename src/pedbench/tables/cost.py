@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from pedbench.collect import select
+from pedbench.config import HEADLINE
 from pedbench.results import display_name
 from pedbench.tables.definitions import Definition
 from pedbench.tables.model import Block, Cell, Column, Row, Table
@@ -61,9 +62,9 @@ CAPTION = (
     "a gradient; % of CLIP: trained, as a share of the plain backbone's; adapter: the file that is "
     "kept. Speed and memory were measured apart, one variant after the other; prediction as the "
     "latency of one image and as images per second at batch sizes 1, 8 and 32. Training time: mean "
-    "over the seeds of the runs, beside other jobs. PPT = mA exp(-log10(P / C + 1)) with P trained "
-    "parameters, C = 10 million and the runs' mA on the same dataset (V-PETL Bench, as we "
-    "understand it). – : not measured, or nothing to measure."
+    "over the seeds of the runs, beside other jobs. PPT = {score} exp(-log10(P / C + 1)) with P "
+    "trained parameters, C = 10 million and the runs' {score} on the same dataset (V-PETL Bench, "
+    "as we understand it). – : not measured, or nothing to measure."
 )
 
 
@@ -161,7 +162,8 @@ def _caption(
     where = ", ".join("/".join(place) for place in places)
     runs = f"; the runs: {', '.join(of_runs)}" if of_runs else ""
     measured = f"Measured on {where}; device: {'; '.join(devices) or 'unknown'}{runs}."
-    return " ".join(filter(None, (definition.caption, measured, CAPTION)))
+    explained = CAPTION.format(score=HEADLINE[definition.task])
+    return " ".join(filter(None, (definition.caption, measured, explained)))
 
 
 def _given(value: Any) -> bool:
@@ -181,9 +183,10 @@ def _device(row: Mapping[str, Any]) -> str:
 def _ppt(experiment: Experiment, row: Mapping[str, Any], results: Results) -> float:
     """NaN without a score or a count of parameters."""
     place = dict(zip(("dataset", "split"), place_of(experiment), strict=True))
+    metric = HEADLINE[results.tasks[place_of(experiment)]]
     method, variant = row_of(experiment)
     scores: Any = select(
-        results.scores, **place, method=method, variant=variant, attribute="", metric="mA"
+        results.scores, **place, method=method, variant=variant, attribute="", metric=metric
     )
     mean, parameters = scores["value"].mean(skipna=False), row["parameters_trained"]
     return ppt(float(mean), float(parameters)) if _given(parameters) else math.nan

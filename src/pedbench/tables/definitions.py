@@ -10,36 +10,42 @@ from typing import Any, Literal
 
 from pedbench import published, registry
 from pedbench.config import DEFAULT, changes_of, check_schema, protocol_fields, read_yaml, settings
-from pedbench.contracts import PedbenchError
+from pedbench.contracts import PedbenchError, TaskKind
 from pedbench.registry import suggest
+from pedbench.tasks import reid
 
 DEFINITIONS = "config/tables.yaml"
 SCHEMA = "workflow/schemas/tables.schema.yaml"
 
-# What a definition calls a metric -> what the long table calls it. F1 alone stands for the
-# protocol's definition, and beside published rows for every definition that they use.
-METRICS = {
-    "mA": "mA",
-    "Acc": "accuracy",
-    "Prec": "precision",
-    "Recall": "recall",
-    "F1": "F1",
-    "F1_instance": "F1_instance",
-    "F1_harmonic": "F1_harmonic",
-    "F1_label": "F1_label",
-    "Acc_label": "accuracy_label",
-    "AP": "AP",
-    "mAP": "AP",  # its name where papers report nothing else
-    "AUC": "AUC",
+# What a definition calls a metric of each task -> what the long table calls it. F1 alone stands for
+# the protocol's definition, and beside published rows for every definition that they use.
+METRICS: Mapping[TaskKind, Mapping[str, str]] = {
+    "par": {
+        "mA": "mA",
+        "Acc": "accuracy",
+        "Prec": "precision",
+        "Recall": "recall",
+        "F1": "F1",
+        "F1_instance": "F1_instance",
+        "F1_harmonic": "F1_harmonic",
+        "F1_label": "F1_label",
+        "Acc_label": "accuracy_label",
+        "AP": "AP",
+        "mAP": "AP",  # over attributes: its name where papers report nothing else
+        "AUC": "AUC",
+    },
+    "reid": {metric: metric for metric in reid.METRICS},
 }
 OF_EPOCHS = ("mA", "Acc", "Prec", "Recall", "F1", "F1_instance", "F1_harmonic")  # selection.csv's
 FACTS = ("backbone", "parameters_trained", "parameters_trained_M")  # of a run, besides settings
+MAIN: Mapping[TaskKind, tuple[str, ...]] = {"par": ("mA", "F1"), "reid": ("mAP", "rank1")}
 NONE = "none"  # no baseline
-OTHER = "other"  # every split that no other table names
+OTHER = "other"  # every split that no other table of the task names
+CROSS = "cross"  # every split "a_to_b": trained on one dataset, tested on another
 PLACED = ("split", "places", "complete", "metrics")
 ALLOWED = {  # keys of each kind, besides those of all
-    "scores": (*PLACED, "baseline", "average", "columns", "published"),
-    "cost": (),
+    "scores": (*PLACED, "task", "baseline", "average", "columns", "published"),
+    "cost": ("task",),
     "selection": PLACED,
 }
 RESERVED = ("index", "notes", "tuning", "per_attribute", "intervals", "vs_baseline", "all_pairs")
@@ -63,20 +69,21 @@ class Lead:
 
 @dataclass(frozen=True)
 class Definition:
-    """One table. ``places`` None: all of the plan, with ``split`` if that is given; ``rows`` None:
-    all of the plan, with ``complete`` those that it runs on all places of the table that it has;
-    ``baseline`` None: the plan's, ``NONE``: no marks."""
+    """One table, of the places of one task. ``places`` None: all of the plan, with ``split`` if
+    that is given; ``rows`` None: all of the plan, with ``complete`` those that it runs on all
+    places of the table that it has; ``baseline`` None: the plan's, ``NONE``: no marks."""
 
     name: str
     title: str
     kind: Kind = "scores"
+    task: TaskKind = "par"
     caption: str = ""
     split: str | None = None
     named: tuple[str, ...] = ()  # where ``split`` is OTHER: those of the other tables
     places: tuple[str, ...] | None = None
     rows: tuple[Variant, ...] | None = None
     complete: bool = False
-    metrics: tuple[str, ...] = ("mA", "F1")
+    metrics: tuple[str, ...] = MAIN["par"]
     baseline: str | None = None
     average: bool = False
     columns: tuple[Lead, ...] = ()
@@ -85,7 +92,8 @@ class Definition:
 
     def has_split(self, split: str) -> bool:
         """Whether a table of ``split``, or of all, is about it."""
-        return split not in self.named if self.split == OTHER else self.split in (None, split)
+        names = {split, CROSS} if "_to_" in split else {split}
+        return names.isdisjoint(self.named) if self.split == OTHER else self.split in (None, *names)
 
     @property
     def where(self) -> str:
@@ -103,8 +111,9 @@ def read_definitions(file: str = DEFINITIONS) -> list[Definition]:
     """All tables, in the file's order. Raises PedbenchError for the first mistake in it."""
     raw = check_schema(read_yaml(file), SCHEMA, file)
     found = [_read(name, entry) for name, entry in raw.items()]
-    named = tuple(sorted({d.split for d in found if d.split} - {OTHER}))
-    return [replace(d, named=named) if d.split == OTHER else d for d in found]
+    named = {d.task: {o.split for o in found if o.task == d.task} for d in found}
+    others = {task: tuple(sorted(filter(None, names - {OTHER}))) for task, names in named.items()}
+    return [replace(d, named=others[d.task]) if d.split == OTHER else d for d in found]
 
 
 def variant_of(entry: str) -> Variant:
@@ -123,11 +132,13 @@ def _read(name: str, entry: Mapping[str, Any]) -> Definition:
             raise PedbenchError(f"{where}: '{key}' means nothing in a table of kind {kind}")
     if "split" in entry and "places" in entry:
         raise PedbenchError(f"{where}: 'split' and 'places' exclude each other; delete one")
-    if entry.get("split", OTHER) not in (OTHER, "standard", "trainval", "zero_shot"):
+    if entry.get("split", OTHER) not in (OTHER, CROSS, "standard", "trainval", "zero_shot", "reid"):
         of_each = (registry.load_dataset(dataset).SPEC.splits for dataset in registry.datasets())
         _known(f"{where}.split", "split", entry["split"], sorted(set(chain(*of_each))))
+    task: TaskKind = entry.get("task", "par")
     for metric in entry.get("metrics", ()):
-        _known(f"{where}.metrics", "metric", metric, OF_EPOCHS if kind == "selection" else METRICS)
+        known = OF_EPOCHS if kind == "selection" else METRICS[task]
+        _known(f"{where}.metrics", "metric", metric, known)
     for i, column in enumerate(entry.get("columns", ())):
         _check_column(f"{where}.columns.{i}", column)
     _check_variants(f"{where}.rows", entry.get("rows", ()))
@@ -145,8 +156,7 @@ def _read(name: str, entry: Mapping[str, Any]) -> Definition:
         values["baseline"] = "/".join(variant_of(entry["baseline"]))
     if "rows" in entry:
         values["rows"] = tuple(variant_of(row) for row in entry["rows"])
-    if "metrics" in entry:
-        values["metrics"] = tuple(entry["metrics"])
+    values["metrics"] = tuple(entry.get("metrics", MAIN[task]))
     if labels and "split" not in entry:
         values["places"] = tuple(dict.fromkeys([*entry.get("places", ()), *labels]))
     elif "places" in entry:

@@ -31,6 +31,7 @@ from pedbench.tables.model import (
 )
 from pedbench.tables.source import Experiment, Place, Results, row_of, variants
 from pedbench.tables.text import caption, refusals
+from pedbench.tasks.reid import LABELS
 
 F1S = {"F1_instance": "instance", "F1_harmonic": "harmonic", f"F1_{UNSTATED}": "not stated"}
 PUBLISHED, MEASURED = "Published", "Measured here"
@@ -48,15 +49,19 @@ def scores_table(definition: Definition, results: Results) -> Table | None:
     shown = shown if ran else []
     tests = tests_of(definition, results)
     columns = columns_of(definition, results, published, bool(shown))
-    threshold = ("Threshold",) if published else ()
+    thresholds = bool(published) and definition.task == "par"
+    threshold = ("Threshold",) if thresholds else ()
     blocks = []
     if published:
-        rows = tuple(_published_row(row, definition.columns, columns) for row in published)
+        rows = tuple(
+            _published_row(row, definition.columns, columns, thresholds) for row in published
+        )
         sources = ", ".join(dict.fromkeys(row.source for row in published))
         blocks.append(Block(f"{PUBLISHED}: {sources}", rows))
     if shown:
         cells = {c: _measured(c, definition, shown, results, tests) for c in columns}
-        own = (str(results.protocol["threshold"]),) if published else ()
+        protocol = results.protocol(definition.task)
+        own = (str(protocol["threshold"]),) if thresholds else ()
         rows = []
         for variant in variants(shown):
             lead = [lead_of(column, variant, shown, results) for column in definition.columns]
@@ -91,7 +96,7 @@ def columns_of(
         name = dataset if len(splits) == 1 else place
         name = name if (dataset, split) != AVERAGE else "Average"
         printed = {metric for row in published for at, metric in row.scores if at == place}
-        in_use = _metrics(definition.metrics, results, printed, measured)
+        in_use = _metrics(definition, results, printed, measured)
         for metric in dict.fromkeys(in_use):
             group = definition.labels.get(place, name)
             columns.append(Column(group, label_of(metric), dataset, split, key=metric))
@@ -100,15 +105,17 @@ def columns_of(
 
 def label_of(metric: str) -> str:
     """A metric as columns are headed; an F1 by its definition."""
-    return f"F1 ({F1S[metric]})" if metric in F1S else metric.replace("_", " ")
+    if metric in F1S:
+        return f"F1 ({F1S[metric]})"
+    return LABELS.get(metric, metric.replace("_", " "))
 
 
 def _metrics(
-    wanted: Sequence[str], results: Results, printed: set[str], measured: bool
+    definition: Definition, results: Results, printed: set[str], measured: bool
 ) -> Iterator[str]:
-    """``wanted`` with "F1" replaced by the definitions in use."""
-    own = {headline(results.protocol)} if measured else set()
-    for metric in wanted:
+    """Those of ``definition`` with "F1" replaced by the definitions in use."""
+    own = {headline(results.protocol(definition.task))} if measured else set()
+    for metric in definition.metrics:
         if metric == "F1":
             yield from (name for name in F1S if name in printed | own)
         else:
@@ -124,7 +131,8 @@ def _measured(
 ) -> dict[Variant, Cell]:
     """The cells of one column, ranked: of a place, or over all of them, seed by seed. There is no
     average over a gap."""
-    metric, place = METRICS.get(column.key, column.key), (column.dataset, column.split)
+    known, place = METRICS[definition.task], (column.dataset, column.split)
+    metric = known.get(column.key, column.key)
     places = results.places(definition) if place == AVERAGE else [place]
     scores = select(results.scores, attribute="", metric=metric)
     table = scores.pivot(
@@ -132,7 +140,8 @@ def _measured(
     )
     table = table.reindex(columns=pd.MultiIndex.from_tuples(places)).dropna(how="all")
     values = table.mean(axis=1, skipna=False).groupby(["method", "variant"])
-    marks = significance_marks(tests, results.protocol).get((*place, metric), {})
+    protocol = results.protocol(definition.task)
+    marks = significance_marks(tests, protocol).get((*place, metric), {})
     rows = variants(shown)
     by_row: dict[Any, Any] = {row: v.to_numpy() for row, v in values}
     cells = {row: cell_of(by_row[row], marks.get(row, "")) for row in rows if row in by_row}
@@ -176,7 +185,9 @@ def significance_marks(
     return marks
 
 
-def _published_row(row: Published, leads: Sequence[Lead], columns: Sequence[Column]) -> Row:
+def _published_row(
+    row: Published, leads: Sequence[Lead], columns: Sequence[Column], threshold: bool
+) -> Row:
     lead = [
         text or ABSENT if column.tick is None else {"1": TICK}.get(text, "")
         for column, text in zip(leads, row.lead, strict=True)
@@ -186,7 +197,8 @@ def _published_row(row: Published, leads: Sequence[Lead], columns: Sequence[Colu
         place = f"{column.dataset}/{column.split}"
         text = row.scores.get((place, column.key))
         cells.append(Cell(printed=text, note=row.notes.get(place, "")) if text else Cell())
-    lead.append(row.threshold or "not stated")
+    if threshold:
+        lead.append(row.threshold or "not stated")
     return Row(row.name, tuple(lead), tuple(cells), source=row.source)
 
 

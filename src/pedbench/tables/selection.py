@@ -63,8 +63,9 @@ def selection_table(definition: Definition, results: Results) -> Table | None:
 
 def _labels(definition: Definition, results: Results) -> dict[str, str]:
     """Metric of selection.csv -> its heading; "F1" is the protocol's."""
-    wanted = [headline(results.protocol) if m == "F1" else m for m in definition.metrics]
-    return {METRICS[metric]: label_of(metric) for metric in wanted}
+    protocol = results.protocol("par")
+    wanted = [headline(protocol) if m == "F1" else m for m in definition.metrics]
+    return {METRICS["par"][metric]: label_of(metric) for metric in wanted}
 
 
 def _cell(rows: pd.DataFrame, metric: str, column: str) -> Cell:

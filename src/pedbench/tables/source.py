@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from pedbench.config import plain
-from pedbench.contracts import UNKNOWN
+from pedbench.contracts import UNKNOWN, TaskKind
 from pedbench.files import read_json
 from pedbench.manifest import Manifest
 from pedbench.tables.definitions import Definition, Variant
@@ -44,15 +44,19 @@ class Results:
 
     @cached_property
     def with_unknown(self) -> frozenset[Place]:
-        """Where labels of test images are unknown."""
-        every = {place_of(e) for e in self.experiments}
+        """Where labels of test images are asked for and unknown."""
+        every = {place for place, task in self.tasks.items() if task == "par"}
         tested = {(d, s): self.manifests[d].subset(s, "test").labels for d, s in every}
         return frozenset(place for place, labels in tested.items() if (labels == UNKNOWN).any())
 
     @cached_property
-    def protocol(self) -> Mapping[str, Any]:
-        """What all runs share, but for what presets and variants set."""
-        return plain(next(iter(self.specs.values()))["protocol"])
+    def tasks(self) -> Mapping[Place, TaskKind]:
+        """Place -> its task."""
+        return {place_of(e): task_of(self.specs[e["folder"]]) for e in self.experiments}
+
+    def protocol(self, task: TaskKind) -> Mapping[str, Any]:
+        """What all runs of ``task`` share, but for what presets and variants set."""
+        return plain(next(s["protocol"] for s in self.specs.values() if task_of(s) == task))
 
     def shown(self, definition: Definition) -> list[Experiment]:
         """The experiments that a table is about, by row and place in the table's order."""
@@ -66,12 +70,16 @@ class Results:
 
     def places(self, definition: Definition) -> list[Place]:
         """In the definition's order, or the plan's; published ones whether run or not."""
+        run = [place for place, task in self.tasks.items() if task == definition.task]
         if definition.places is not None:
             named = [(d, s) for d, _, s in (place.partition("/") for place in definition.places)]
-            run = {place_of(e) for e in self.experiments}
             return [p for p in named if p in run or "/".join(p) in definition.labels]
-        every = dict.fromkeys(place_of(e) for e in self.experiments)
-        return [place for place in every if definition.has_split(place[1])]
+        return [place for place in run if definition.has_split(place[1])]
+
+
+def task_of(spec: Mapping[str, Any]) -> TaskKind:
+    """Of a config.json; runs from before there were two tasks do not say."""
+    return plain(spec["protocol"]).get("task", "par")
 
 
 def place_of(experiment: Experiment) -> Place:

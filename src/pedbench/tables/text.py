@@ -11,29 +11,44 @@ from typing import Any
 import pandas as pd
 
 from pedbench.config import DEFAULT, plain, read_protocol
+from pedbench.contracts import TaskKind
 from pedbench.files import read_json
 from pedbench.manifest import Manifest
+from pedbench.plan import TASKS
 from pedbench.published import TOLERANCE, UNSTATED
 from pedbench.published import Row as Published
 from pedbench.results import display_name
 from pedbench.runs import commit_of, device_of, refusal
 from pedbench.tables.definitions import Definition
 from pedbench.tables.model import BETTER, WORSE
-from pedbench.tables.source import Experiment, Results, place_of
+from pedbench.tables.source import Experiment, Results, place_of, task_of
+from pedbench.tasks.reid import LABELS
 
 F1_MEANING = {
     "F1_instance": "F1 (instance): mean of the F1 of each image",
     "F1_harmonic": "F1 (harmonic): harmonic mean of mean precision and mean recall",
     f"F1_{UNSTATED}": "F1 (not stated): published without a definition that could be told",
 }
-MEANING = {
-    "Acc_label": "Acc label: share of right predictions of each attribute, mean over attributes",
-    "mAP": "mAP: average precision of each attribute, mean over attributes; it needs no threshold",
+MEANING: Mapping[TaskKind, Mapping[str, str]] = {
+    "par": {
+        **{"Acc_label": "Acc label: share of right predictions of each attribute, mean over them"},
+        "mAP": "mAP: average precision of each attribute, mean over attributes; it needs no "
+        "threshold",
+        **F1_MEANING,
+    },
+    "reid": {
+        "mAP": "mAP: average precision of each query, mean over queries",
+        "rank1": "Rank-k: share of queries with a right image among the first k of the gallery",
+        "mINP": "mINP: share of right images down to the last of them, mean over queries",
+    },
 }
 SELECTION = {
     "last_epoch": "weights of the last epoch",
-    "best_val_mA": "weights of the epoch with the best validation mA",
+    **{
+        f"best_val_{m}": f"weights of the epoch with the best validation {m}" for m in ("mA", "mAP")
+    },
 }
+PAPER: Mapping[TaskKind, str] = {"par": "paper", "reid": "paper_reid"}  # protocols
 UNKNOWN_LABELS = {
     "ignored": "are left out",
     "negative_in_training": "are left out",
@@ -45,6 +60,11 @@ IN_WORDS = {
     "pad_square": "pad_square (square padding)",
     "clip_last_block": "clip_last_block (last visual block of the CLIP)",
 }
+CAMERAS = (
+    "For a query the gallery is without the images of its own person by its own camera; images of "
+    "persons whom no query asks for stay in it. Features are compared by their cosine; images that "
+    "are equally near stand in the manifest's order"
+)
 WITHOUT_EFFECT = ("version", "eval_batch_size", "checkpoint_steps")  # settings that move no score
 
 
@@ -63,14 +83,15 @@ def caption(
         sentences += parameters(definition, shown)
         if definition.average and len(results.places(definition)) > 1:
             sentences.append("Average: mean over the datasets, seed by seed.")
-    meanings = {**MEANING, **F1_MEANING}
+    meanings = MEANING[definition.task]
     sentences += [f"{text}." for key, text in meanings.items() if key in metrics]
     if published:
         mended = (
             " (notes.md says where cells were mended)" if any(r.notes for r in published) else ""
         )
         sentences.append(f"Published rows stand as printed{mended}; none was measured here.")
-        sentences.append(definitions_of(metrics))
+        if definition.task == "par":
+            sentences.append(definitions_of(metrics))
     if shown:
         best = "best of ours" if published else "best"
         sentences.append(f"Bold: {best}; underlined: second.")
@@ -103,10 +124,13 @@ def measured(shown: Sequence[Experiment], results: Results) -> list[str]:
         if len(seeds) > 1
         else "one seed"
     )
+    asked, threshold = "Test images", f"threshold {protocol['threshold']}, "
+    if protocol.get("task") == "reid":
+        asked, threshold = "Queries of the test subset against its gallery", ""
     return [
-        f"Test images, in percent, {over}.",
+        f"{asked}, in percent, {over}.",
         f"Protocol {protocol['name']} (version {protocol['version']}), backbone {backbones}, "
-        f"threshold {protocol['threshold']}, "
+        f"{threshold}"
         f"{' or '.join(SELECTION.get(str(name), str(name)) for name in kept)}.",
     ]
 
@@ -149,10 +173,11 @@ def marks(tests: pd.DataFrame, alpha: float) -> list[str]:
     first = tests.iloc[0]
     units = " or ".join(UNITS[unit] for unit in dict.fromkeys(tests["unit"]))
     families = " or ".join(str(size) for size in dict.fromkeys(tests["family"]))
+    metrics = dict.fromkeys(LABELS.get(metric, metric) for metric in map(str, tests["metric"]))
     return [
         f"{BETTER} {WORSE}: above or below "
         f"{display_name(first['against_method'], first['against_variant'])} in "
-        f"{' or '.join(dict.fromkeys(tests['metric']))} (paired bootstrap of the test "
+        f"{' or '.join(metrics)} (paired bootstrap of the test "
         f"{units}, variance of the seeds; p < {alpha} after Holm's correction over the {families} "
         "tests of a dataset and split). No mark: not shown to differ, which with few seeds takes a "
         "large difference."
@@ -188,24 +213,56 @@ def _made_by(record: dict[str, Any]) -> str:
 
 
 def departures(specs: Sequence[Mapping[str, Any]]) -> list[str]:
-    """A line on the protocol of ``specs`` (config.json of variants) and one for each method, of
-    the settings that are not those of the paper's protocol or of the method's paper."""
-    name, paper = plain(specs[0]["protocol"])["name"], read_protocol("paper").values
+    """A line on the protocol of each task of ``specs`` (config.json of variants) and one for each
+    method, of the settings that are not those of the paper's protocol or of the method's paper."""
+    by_task: dict[TaskKind, list[Mapping[str, Any]]] = {}
+    for spec in specs:
+        by_task.setdefault(task_of(spec), []).append(spec)
+    lines = []
+    for task, of_task in by_task.items():
+        about = f" in {TASKS[task]}" if len(by_task) > 1 else ""
+        lines += [f"{who}{about}: {what}" for who, what in _departures(task, of_task)]
+    return lines
+
+
+def _departures(task: TaskKind, specs: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
+    name, paper = plain(specs[0]["protocol"])["name"], read_protocol(PAPER[task]).values
     changed = [
         f"{key} {in_words(value)} instead of {in_words(paper[key])}"
         for key, value in read_protocol(name).values.items()
         if value != paper[key] and key not in WITHOUT_EFFECT
     ]
+    if changed:
+        yield "All methods", ", ".join(changed)
     own: dict[str, dict[str, str]] = {}
     for spec in specs:
         for section, key, value in from_presets(spec):
             method, _, label = section.partition("/")
             own.setdefault(display_name(method, label or DEFAULT), {})[key] = value
-    lines = [f"All methods: {', '.join(changed)}"] if changed else []
-    return lines + [
-        f"{title}: {', '.join(f'{key} {value}' for key, value in values.items())}"
-        for title, values in own.items()
-    ]
+    for title, values in own.items():
+        yield title, ", ".join(f"{key} {value}" for key, value in values.items())
+
+
+def retrieval(results: Results) -> list[str]:
+    """What is asked for where, a line per place for re-identification."""
+    lines = []
+    for place in (place for place, task in results.tasks.items() if task == "reid"):
+        scores = next(_scores(e) for e in results.experiments if place_of(e) == place and _ran(e))
+        skipped = scores["skipped"]
+        lines.append(
+            f"{'/'.join(place)}: {scores['queries']:,} queries, {scores['gallery']:,} images in "
+            f"the gallery; skipped, for want of a right image there: {skipped:,}"
+        )
+    return lines + [CAMERAS] * bool(lines)
+
+
+def _ran(experiment: Experiment) -> bool:
+    return refusal(Path(experiment["folder"])) is None
+
+
+def _scores(experiment: Experiment) -> Mapping[str, Any]:
+    folder = Path(experiment["folder"]) / f"seed{experiment['seeds'][0]}"
+    return read_json(folder / "scores.test.json")
 
 
 def from_presets(spec: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:

@@ -31,7 +31,7 @@ from pedbench.tables.render import (
 from pedbench.tables.scores import scores_table
 from pedbench.tables.selection import selection_table
 from pedbench.tables.source import Experiment, Results
-from pedbench.tables.text import departures, provenance, remarks
+from pedbench.tables.text import departures, provenance, remarks, retrieval
 from pedbench.tune import PRESET, tuning_markdown
 
 NOTES, TUNING, PER_ATTRIBUTE = "notes.md", "tuning.md", "per_attribute.csv"
@@ -126,8 +126,9 @@ def write_tables(
     made_by = provenance(experiments)
     if len(made_by) > 1:
         tqdm.write(f"{out}: the tables mix runs of different versions or devices; see {NOTES}")
-    noticed = {name: remarks(manifest) for name, manifest in manifests.items()}
-    write_text(out / NOTES, notes(tables, settings, made_by, noticed))
+    about = {"Queries and galleries": retrieval(results)}
+    about |= {f"Remarks on {name}": remarks(manifest) for name, manifest in manifests.items()}
+    write_text(out / NOTES, notes(tables, settings, made_by, about))
     tuned = PRESET in plan["presets"]
     if tuned:
         write_text(out / TUNING, tuning_markdown())
@@ -168,14 +169,13 @@ def notes(
     tables: Sequence[Table],
     settings: Sequence[str],
     made_by: Sequence[str],
-    noticed: Mapping[str, Sequence[str]],
+    data: Mapping[str, Sequence[str]],
 ) -> str:
-    """What is too long for captions: settings, provenance, remarks on datasets and on published
-    numbers."""
+    """What is too long for captions: settings, provenance, ``data`` (heading -> lines on datasets)
+    and remarks on published numbers."""
     parts = ["# Notes on the tables", "## Settings", *_settings(settings)]
     parts += ["## Provenance", *_provenance(made_by)]
-    about = {f"Remarks on {dataset}": lines for dataset, lines in noticed.items()}
-    about |= {f"{table.name}: {table.title}": table.notes for table in tables}
+    about = {**data} | {f"{table.name}: {table.title}": table.notes for table in tables}
     for heading, lines in about.items():
         if lines:
             parts += [f"## {markdown(heading)}", "\n".join(f"- {markdown(line)}" for line in lines)]
