@@ -38,13 +38,14 @@ MODEL = {
 
 class NoiseDataset(BaseDataset):
     """Noise pictures whose brightness of a band depends on the label, so there is something to
-    learn; 48 train, 16 val, 16 test, or train and val together as ``trainval``."""
+    learn; 48 train, 16 val, 16 test, or train and val together as ``trainval``. As ``reid`` every
+    four pictures show a person, by three cameras, and the first of them is the query."""
 
-    SPEC = DatasetSpec("noise", "none", ATTRIBUTES, ("standard", "trainval"), {})
+    SPEC = DatasetSpec("noise", "none", ATTRIBUTES, ("standard", "trainval", "reid"), reid=("reid",))
     COUNTS: ClassVar[dict[Subset, int]] = {"train": 48, "val": 16, "test": 16}
 
     def expected(self, options):
-        return {"standard": self.COUNTS, "trainval": {"train": 64, "test": 16}}
+        return {"standard": self.COUNTS, "trainval": {"train": 64, "test": 16}, "reid": self.COUNTS}
 
     def generate(self, root: Path, options) -> None:
         rng = np.random.default_rng(0)
@@ -63,8 +64,10 @@ class NoiseDataset(BaseDataset):
         for index, (row, subset) in enumerate(zip(labels, subsets, strict=True)):
             labels_of = tuple(int(v) for v in row)
             both: Subset = "test" if subset == "test" else "train"
-            where: dict[str, Subset] = {"standard": subset, "trainval": both}
-            yield Record(f"{index:03d}.png", labels_of, where, index // 4, index % 3)
+            where: dict[str, Subset] = {"standard": subset, "trainval": both, "reid": subset}
+            asks = ("reid",) if index % 4 == 0 and subset != "train" else ()
+            image, person, camera = f"{index:03d}.png", index // 4, index % 3
+            yield Record(image, labels_of, where, person, camera, queries=asks)
 
 
 @pytest.fixture(scope="session")
@@ -90,12 +93,13 @@ def prepare(tmp_path, manifest, backbone, monkeypatch):
     from pedbench.files import write_json
     from pedbench.manifest import write_manifest
 
-    monkeypatch.setattr("pedbench.train.load_backbone", lambda name, file: backbone)
+    monkeypatch.setattr("pedbench.train.load_backbone", lambda *_, **__: backbone)
     monkeypatch.setattr("pedbench.label.load_backbone", lambda name, file: backbone)
 
     def inputs(method="linear_probe", split="standard", folder="v", **values):
         swept = {"epochs": 2, **values}
-        spec = resolve(method, "default", read_protocol("embedded", ("tiny_clip",)), swept, "test")
+        kind = ("embedded_reid", "tiny_clip_reid") if split == "reid" else ("embedded", "tiny_clip")
+        spec = resolve(method, "default", read_protocol(kind[0], kind[1:]), swept, "test")
         names = {"dataset": "noise", "split": split, "method": method, "variant": "default"}
         write_json(tmp_path / folder / "config.json", {**names, "backbone": "random", **spec})
         write_json(tmp_path / "weights.json", {"sha256": backbone.weights_sha256, "file": None})

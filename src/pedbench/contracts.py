@@ -114,6 +114,11 @@ class Output:
     features: Tensor | None = None
 
 
+def as_output(value: Output | Tensor) -> Output:
+    """A head may return plain logits."""
+    return value if isinstance(value, Output) else Output(value)
+
+
 @dataclass(frozen=True)
 class Stage:
     """One phase of training. ``groups`` names the parameter groups that train in it, ``settings``

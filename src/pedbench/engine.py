@@ -29,7 +29,7 @@ from pedbench.checkpoint import (
     save_tensors,
 )
 from pedbench.config import Protocol
-from pedbench.contracts import BaseMethod, Batch, Output, PedbenchError, Stage, Task
+from pedbench.contracts import BaseMethod, Batch, PedbenchError, Stage, Task, as_output
 from pedbench.data import Images, augment, epoch_order, erase, identity_batches, normalise
 from pedbench.files import write_text
 from pedbench.nn.heads import LinearHead
@@ -472,8 +472,3 @@ def stem_features(
 def read(model: nn.Module, batch: Batch) -> dict[str, Tensor | None]:
     """What ``model`` reads of ``batch`` beside the images: see `BaseMethod.build`."""
     return {name: getattr(batch, name) for name in getattr(model, "reads", ())}
-
-
-def as_output(value: Output | Tensor) -> Output:
-    """A head may return plain logits."""
-    return value if isinstance(value, Output) else Output(value)

@@ -14,9 +14,9 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from pedbench.config import Protocol
-from pedbench.contracts import Batch
+from pedbench.contracts import Batch, as_output
 from pedbench.data import Images, normalise
-from pedbench.engine import as_output, read
+from pedbench.engine import read
 from pedbench.files import write_atomic
 from pedbench.manifest import Manifest
 from pedbench.nn.backbone import Backbone

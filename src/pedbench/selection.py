@@ -19,9 +19,9 @@ from torch import nn
 
 from pedbench.checkpoint import Trained, load_tensors, load_trained
 from pedbench.collect import read_long, select
-from pedbench.contracts import PedbenchError
+from pedbench.contracts import PedbenchError, as_output
 from pedbench.data import normalise
-from pedbench.engine import TrainingSet, as_output, stem_trains
+from pedbench.engine import TrainingSet, stem_trains
 from pedbench.files import read_json, write_text
 from pedbench.manifest import read_manifest
 from pedbench.predict import normalisation

@@ -24,7 +24,8 @@ PROTOCOL = Protocol(
     schedule="cosine", warmup_epochs=1, warmup_from=0.1, final_lr_fraction=0.0, clip_norm=5.0,
     head_init="linear_probe", probe_epochs=1, probe_lr=1e-2,
     precision="fp32", loss_weighting="released", selection="last_epoch", threshold=0.5,
-    f1="instance", eval_batch_size=32, checkpoint_steps=1,
+    f1="instance", eval_batch_size=32, checkpoint_steps=1, task="par", image_size=None,
+    patch_stride=None, random_erasing=0.0,
 )  # fmt: skip
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pedbench.contracts import Batch, Output, Task
+from pedbench.contracts import Batch, Output, Task, as_output
 from pedbench.nn.backbone import Backbone
 from pedbench.nn.reid import BNNeck
 from pedbench.nn.sentences import attribute_sentences
@@ -140,5 +140,4 @@ class ImageClassifier(nn.Module):
         return self.backbone.encode_image(images)
 
     def forward(self, images: Tensor) -> Output:
-        found = self.head(self.stem(images))
-        return found if isinstance(found, Output) else Output(found)
+        return as_output(self.head(self.stem(images)))
