@@ -180,8 +180,9 @@ def test_from_a_fake_tree_to_a_table_cell(
     collect(runs, results / "long.parquet")
     options = {"baseline": "linear_probe/default", "resamples": 10}
     write_stats(runs, sources, results / "stats", **options)
-    definitions, shown = results / "tables.yaml", METRICS[task]
-    definitions.write_text(f"main: {{title: T, places: [{name}/{split}], metrics: {shown}}}\n")
+    definitions = results / "tables.yaml"
+    shown = {"title": "T", "task": task, "places": [f"{name}/{split}"], "metrics": METRICS[task]}
+    write_json(definitions, {"main": shown})
     plan = {"experiments": experiments, "comparison": {**options, "alpha": 0.05, "seed": 0}}
     plan |= {"datasets": {name: {"manifest": str(sources[name])}}, "sweeps": [], "presets": []}
     files = results / "long.parquet", results / "stats", []
