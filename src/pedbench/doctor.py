@@ -53,7 +53,10 @@ def examine_dataset(
     sizes = _sizes(dataset, found.records)
     for split, inside in sizes.items():
         if inside:
-            print(f"split {split}: {', '.join(f'{n} {inside[n]}' for n in SUBSETS if inside[n])}")
+            asked = Counter(r.subset[split] for r in found.records if split in r.queries)
+            queries = {name: f" ({asked[name]} queries)" for name in asked}
+            told = [f"{n} {inside[n]}{queries.get(n, '')}" for n in SUBSETS if inside[n]]
+            print(f"split {split}: {', '.join(told)}")
     for remark in found.remarks:
         print(f"note  {remark}")
     for problem in found.problems:

@@ -12,6 +12,7 @@ import pytest
 from helpers import beside_counts
 from PIL import Image
 
+from pedbench.cli import main
 from pedbench.contracts import BaseDataset, DatasetSpec, PedbenchError, Record
 from pedbench.datasets import cuhk03
 from pedbench.formats.cuhk03 import extract
@@ -185,6 +186,14 @@ def test_market_keeps_distractors_and_drops_junk(tmp_path):
     spec = load_dataset("market1501").SPEC
     assert spec.counts["reid"] == {"train": 12_936, "query": 3_368, "gallery": 15_913}
     assert spec.identities["reid_val"] == {"train": 638, "val_gallery": 113}
+
+
+def test_doctor_tells_how_many_are_queries(tmp_path, capsys):
+    root = str(fake("market1501", tmp_path))
+    assert main(["doctor", "--dataset", "market1501", "--root", root, "--any-counts"]) == 0
+    said = capsys.readouterr().out
+    assert "split reid: train 28, test 21 (4 queries)" in said
+    assert "split reid_val: train 24, val 4 (2 queries), test 21 (4 queries)" in said
 
 
 def test_mistake_20_market_junk_and_thumbs(tmp_path):
