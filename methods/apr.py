@@ -25,14 +25,12 @@ from pedbench.nn.backbone import Backbone
 from pedbench.nn.reid import BNNeck
 
 BIBTEX = """
-@article{lin2019apr,
-  author = {Lin, Yutian and Zheng, Liang and Zheng, Zhedong and Wu, Yu and Hu, Zhilan
-            and Yan, Chenggang and Yang, Yi},
+@article{lin2019improving,
+  author = {Lin, Yutian and Zheng, Liang and Zheng, Zhedong and Wu, Yu and Hu, Zhilan and
+    Yan, Chenggang and Yang, Yi},
   title = {Improving Person Re-identification by Attribute and Identity Learning},
   journal = {Pattern Recognition},
-  volume = {95},
-  pages = {151--161},
-  year = {2019},
+  year = {2019}
 }
 """
 
