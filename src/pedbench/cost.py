@@ -35,14 +35,16 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from pedbench.checkpoint import Checkpoints
+from pedbench.config import Protocol
 from pedbench.contracts import BaseMethod, PedbenchError
+from pedbench.data import identity_batches
 from pedbench.devices import device_name
-from pedbench.engine import Fit, TrainingSet
+from pedbench.engine import Fit
 from pedbench.files import read_json, write_text
-from pedbench.manifest import read_manifest
+from pedbench.manifest import Manifest, read_manifest
 from pedbench.predict import normalisation, predict
 from pedbench.runs import RunConfig, device_of, refusal
-from pedbench.train import Job, build_model, make_task
+from pedbench.train import Job, build_model, make_task, training_set
 
 KEY = ("dataset", "split", "method", "variant")
 SIZES = (1, 8, 32)  # images per forward pass in prediction
@@ -93,11 +95,16 @@ def write_costs(
 
 
 def first_experiments(plan: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """Of each method and variant in the tables the first experiment that was not refused."""
+    """Of each method and variant in the tables, and each task, the first experiment that was not
+    refused."""
     seen = set()
     for experiment in plan["experiments"]:
-        name, folder = (experiment["method"], experiment["variant"]), Path(experiment["folder"])
-        if experiment["in_tables"] and name not in seen and refusal(folder) is None:
+        folder = Path(experiment["folder"])
+        if not experiment["in_tables"] or refusal(folder) is not None:
+            continue
+        task = RunConfig.read(folder / "config.json").protocol.task
+        name = task, experiment["method"], experiment["variant"]
+        if name not in seen:
             seen.add(name)
             yield experiment
 
@@ -170,26 +177,57 @@ class Bench:
         short = {"head_init": "random", "selection": "last_epoch"}
         config = replace(config, protocol=replace(config.protocol, **short))
         train = whole.subset(config.split, "train")
-        few = train.take(np.arange(min(len(train.rows), BATCHES * config.protocol.batch_size)))
+        few = train.take(self._few(train, config.protocol))
         store = config.store(prepared)
         self.job = Job(config, read_json(settings), few, weights, threads, (), store)
-        self.task, self.protocol = make_task(config, train), config.protocol
+        cameras = int(whole.rows["camera"].max()) + 1
+        self.task, self.protocol = make_task(config, train, cameras), config.protocol
         self.device = self.job.accelerator.device
+        self.data = training_set(
+            self.job.fitted, config.split, *normalisation(self.job.backbone, self.protocol)
+        )
+
+    @staticmethod
+    def _few(train: Manifest, protocol: Protocol) -> np.ndarray:
+        """Positions of the images that are used: the first ones, in re-identification the first of
+        every person."""
+        order = np.arange(len(train.rows))
+        if protocol.task == "reid":
+            before = train.rows.groupby("identity").cumcount().to_numpy()
+            order = np.argsort(before // protocol.images_per_identity, kind="stable")
+        return np.sort(order[: BATCHES * protocol.batch_size])
 
     def build(self) -> tuple[BaseMethod[Any], nn.Module]:
         method, model = build_model(self.job.config, self.job.backbone, self.task, seed=0)
         return method, model.to(self.device)
 
     def predict(self, model: nn.Module, size: int) -> None:
-        """The logits of ``size`` images in one forward pass."""
+        """The logits, or features, of ``size`` images in one forward pass."""
         images: Any = self.job.fitted.images
         images = images[torch.arange(size) % len(images)]
         protocol = replace(self.protocol, eval_batch_size=size)
-        predict(model, images, self.job.backbone, protocol, self.job.accelerator)
+        kept = "features" if self.task.kind == "reid" else "logits"
+        cameras = torch.zeros(size, dtype=torch.int64)
+        common = self.job.backbone, protocol, self.job.accelerator
+        predict(model, images, *common, kept, cameras)
 
     @property
     def batch(self) -> int:
-        return min(self.protocol.batch_size, len(self.job.fitted.images))
+        """Images of a step."""
+        if self.task.kind == "par":
+            return min(self.protocol.batch_size, len(self.data))
+        each = self.protocol.images_per_identity
+        return min(self.protocol.batch_size // each, self.task.identities) * each
+
+    @property
+    def steps(self) -> int:
+        """Of an epoch, at least."""
+        shuffled = max(1, len(self.data) // self.batch)
+        if self.data.identities is None:
+            return shuffled
+        each = self.protocol.images_per_identity
+        dealt = identity_batches(self.data.identities, self.batch // each, each, 0, 0)
+        return min(shuffled, len(dealt))
 
     def train(
         self,
@@ -201,7 +239,7 @@ class Bench:
         """The engine's training with ``steps`` or a few more per stage; ``after_step(step)`` is
         called with step 1, 2, ... of each. Returns how many epochs the stages have in a run."""
         own_stages, own_after_step, planned = method.stages, method.after_step, []
-        epochs = math.ceil(steps / (len(self.job.fitted.images) // self.batch))
+        epochs = math.ceil(steps / self.steps)
 
         def stages(groups: tuple[str, ...]):
             found = own_stages(groups)
@@ -214,13 +252,10 @@ class Bench:
             after_step(step)
 
         method.stages, method.after_step = stages, hook
-        job, (mean, std) = self.job, normalisation(self.job.backbone, self.protocol)
-        labels = torch.from_numpy(job.fitted.manifest.labels.copy())
-        data = TrainingSet(job.fitted.images, labels, mean, std)
         with TemporaryDirectory() as folder:
             checkpoints, log = Checkpoints(Path(folder), ""), Path(folder) / "metrics.jsonl"
-            common = job.accelerator, checkpoints, log
-            Fit(method, model, self.task, data, self.protocol, 0, *common).run()
+            common = self.job.accelerator, checkpoints, log
+            Fit(method, model, self.task, self.data, self.protocol, 0, *common).run()
         return planned
 
 
@@ -244,7 +279,8 @@ def count_flops(forward: Callable[[], Any]) -> int:
 
 
 def prediction_speed(bench: Bench, model: nn.Module) -> dict[str, Any]:
-    """Median time from pictures in memory to logits; the energy is that of the largest batch."""
+    """Median time from pictures in memory to logits, or features; the energy is that of the largest
+    batch."""
     row: dict[str, Any] = {}
     meter = EnergyMeter(bench.device)
     for size in SIZES:

@@ -29,14 +29,15 @@ TRAINING += ["train_images_per_s", "train_peak_mb", "seconds_fit"]
 @pytest.fixture
 def settings(tmp_path, manifest, backbone, monkeypatch):
     """Write what the jobs of ``method/variant`` read; returns config, manifest and weights."""
-    monkeypatch.setattr("pedbench.train.load_backbone", lambda name, file: backbone)
+    monkeypatch.setattr("pedbench.train.load_backbone", lambda *_, **__: backbone)
     monkeypatch.setattr(cost, "SECONDS", 0.0)
 
-    def write(method, variant="default", **values):
+    def write(method, variant="default", split="standard", **values):
         swept = {"epochs": 1, "batch_size": 12, **values}
-        spec = resolve(method, variant, read_protocol("embedded", ("tiny_clip",)), swept, "test")
-        names = {"dataset": "noise", "split": "standard", "method": method, "variant": variant}
-        path = tmp_path / "runs" / method / variant / "config.json"
+        protocol = read_protocol("embedded_reid" if split == "reid" else "embedded", ("tiny_clip",))
+        spec = resolve(method, variant, protocol, swept, "test")
+        names = {"dataset": "noise", "split": split, "method": method, "variant": variant}
+        path = tmp_path / split / method / variant / "config.json"
         write_json(path, {**names, "backbone": "random", **spec})
         write_json(tmp_path / "random.json", {"sha256": backbone.weights_sha256, "file": None})
         write_manifest(manifest, tmp_path / "noise.parquet")
@@ -127,6 +128,41 @@ def test_stages_count_by_their_epochs_and_all_are_looked_at(settings, monkeypatc
     row = cost.training_speed(bench, method, model)
     assert row["parameters_effective"] == trained
     assert row["train_images_per_s"] == bench.batch  # a step a second
+
+
+def test_two_stages_of_re_identification(settings, backbone):
+    """Batches of three persons, or shuffled; what trains in either stage is counted."""
+    files = settings("clip_reid", split="reid")
+    bench = Bench(*files, threads=1)
+    assert (bench.batch, bench.steps, bench.task.identities, bench.task.cameras) == (12, 4, 12, 3)
+    row = measured(files)
+    assert 0 < row["parameters_effective"] <= row["parameters_trained"]
+    assert row["parameters_allocated"] > sum(p.numel() for p in backbone.parameters())
+    assert row["gflop_per_image"] > 0 and row["images_per_s_8"] > 0
+    assert row["train_images_per_s"] > 0
+
+
+def test_a_few_images_of_many_persons_fill_the_batches(settings, manifest):
+    """Two images of a person at a time: the first of each come before the third of any."""
+    files = settings("clip_reid", split="reid", batch_size=4, images_per_identity=2)
+    bench = Bench(*files, threads=1)
+    rows = manifest.subset("reid", "train").rows
+    few = bench.job.fitted.manifest.rows
+    assert len(few) == 16 and few["identity"].nunique() == 8
+    assert set(few["image"]) <= set(rows["image"])
+    assert bench.batch == 4
+
+
+def test_a_variant_is_measured_once_for_each_task(settings):
+    configs = [settings("zero_shot")[0], settings("clip_reid", split="reid")[0]]
+    plan = {"experiments": [entry(config) for config in (*configs, *configs)]}
+    assert [e["method"] for e in cost.first_experiments(plan)] == ["zero_shot", "clip_reid"]
+    both = settings("zero_shot")[0], settings("zero_shot", "default", "reid")[0]
+    plan = {"experiments": [entry(config) for config in (*both, *both)]}
+    assert [Path(e["folder"]).parts[-3] for e in cost.first_experiments(plan)] == [
+        "standard",
+        "reid",
+    ]
 
 
 def test_a_training_set_smaller_than_a_batch_is_enough(settings):
