@@ -24,7 +24,7 @@ from pedbench.plan import check_results_folder, config_source, lost, make_plan
 from pedbench.registry import check_titles
 from pedbench.runs import refusal
 from pedbench.tables.definitions import DEFINITIONS, read_definitions
-from pedbench.tune import PRESET, PRESETS, tuned
+from pedbench.tune import PRESETS, TUNED, preset_of, tuned
 
 min_version("9.0")
 
@@ -42,6 +42,7 @@ except PedbenchError as error:
     raise WorkflowError(str(error)) from None
 
 RESULTS = PLAN.results
+PRESET = preset_of(PLAN)  # that `tune` would make
 RUN = f"{RESULTS}/runs/{{dataset}}/{{split}}/{{method}}/{{variant}}"
 if "--report" in sys.argv:  # what the templates in workflow/report/ read
     from pedbench.report import texts

@@ -49,7 +49,6 @@ class Method(BaseMethod[Params]):
     def build(self, backbone: Backbone, task: Task) -> nn.Module:
         width = backbone.embed_dim
         if task.kind == "reid":  # a linear map of the features, which is what is compared
-            return ImageClassifier(
-                backbone, nn.Sequential(LinearHead(width, width), BNNeck(width, task))
-            )
+            mapped = nn.BatchNorm1d(width, affine=False), nn.Linear(width, width, bias=False)
+            return ImageClassifier(backbone, nn.Sequential(*mapped, BNNeck(width, task)))
         return ImageClassifier(backbone, LinearHead(width, len(task.attributes)))

@@ -26,8 +26,10 @@ from urllib.error import URLError
 from urllib.parse import unquote, urlsplit
 from urllib.request import urlopen
 
+from pedbench.config import HEADLINE
 from pedbench.contracts import PedbenchError
 from pedbench.files import digest, file_sha256, read_json, write_atomic, write_json
+from pedbench.plan import TASKS
 from pedbench.results import Run, display_name, read_runs
 from pedbench.runs import PREDICTED, RunFolder
 
@@ -48,9 +50,9 @@ QUIET = {
 }
 RETRIES = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3"}  # 14 s; MLflow's own are four minutes
 ABOUT = """\
-Pedestrian attribute recognition on **{dataset}**, split **{split}**. One row per method and
-variant, with mean (`test/mA`) and standard deviation (`test_sd/mA`) over its seeds; open a row to
-see the seeds. Scores are fractions. Copied from the run folders of pedbench, which are the truth:
+Pedestrian {task} on **{dataset}**, split **{split}**. One row per method and variant, with mean
+(`test/{metric}`) and standard deviation (`test_sd/{metric}`) over its seeds; open a row to see the
+seeds. Scores are fractions. Copied from the run folders of pedbench, which are the truth:
 what is changed here is not seen there.
 """
 
@@ -71,8 +73,9 @@ def track(folders: Iterable[Path], marker: Path) -> Counter[str]:
     counts, digests = Counter(created=0, replaced=0, skipped=0), {}
     with explained(given or str(local)):
         client = MlflowClient(login_apart(given) if given else sqlite_store(local))
-        for (dataset, split), runs in groupby(read_runs(folders), lambda r: (r.dataset, r.split)):
-            mirror = open_mirror(client, dataset, split, local)
+        for _, group in groupby(read_runs(folders), lambda r: (r.dataset, r.split)):
+            runs = list(group)
+            mirror = open_mirror(client, runs[0], local)
             for _, seeds in groupby(runs, variant_key):
                 found = {run: content_of(run) for run in seeds}
                 counts.update(mirror.bring(found))
@@ -137,14 +140,16 @@ def artifacts_of(store: Path) -> Path:
     return store.with_name("mlflow_artifacts")
 
 
-def open_mirror(client: MlflowClient, dataset: str, split: str, local: Path) -> ExperimentMirror:
-    """The experiment of a dataset and split, made if need be, and the runs in it. A server
-    chooses its own place for artifacts."""
-    name = f"{dataset} {split}"  # of names with a slash the pages show the end
+def open_mirror(client: MlflowClient, run: Run, local: Path) -> ExperimentMirror:
+    """The experiment of the dataset and split of ``run``, made if need be, and the runs in it. A
+    server chooses its own place for artifacts."""
+    name = f"{run.dataset} {run.split}"  # of names with a slash the pages show the end
     place = artifacts_of(local) / name if client.tracking_uri.startswith("sqlite:") else None
     found = client.get_experiment_by_name(name)
     if found is None:
-        tags = {NOTE: ABOUT.format(dataset=dataset, split=split), KIND: "custom_model_development"}
+        about = {"task": TASKS[run.task], "metric": HEADLINE[run.task]}
+        about |= {"dataset": run.dataset, "split": run.split}
+        tags = {NOTE: ABOUT.format(**about), KIND: "custom_model_development"}
         number = client.create_experiment(name, place and place.resolve().as_uri(), tags)
     else:
         number = found.experiment_id

@@ -1,9 +1,9 @@
 """Equal budgets: every method, and every variant that is tuned by itself, gets the same number of
 trials over the space the method declares.
 
-A trial trains on the training subset and is scored by mA on the validation subset; test images
-are never read. What came out is a *record* (every trial) and the preset made of it, both
-committed in ``config/presets/``. Only `tune` imports torch and optuna.
+A trial trains on the training subset and is scored on the validation subset, by mA or, in
+re-identification, by mAP; test images are never read. What came out is a *record* (every trial) and
+the preset made of it, both committed in ``config/presets/``. Only `tune` imports torch and optuna.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from pedbench import registry
 from pedbench.config import (
+    HEADLINE,
     ROOT,
     ProtocolFile,
     changes_of,
@@ -30,19 +31,19 @@ from pedbench.config import (
     section_of,
     settings,
 )
-from pedbench.contracts import PedbenchError
+from pedbench.contracts import PedbenchError, TaskKind
 from pedbench.files import digest, read_json, write_json, write_text
-from pedbench.plan import Experiment, Plan
+from pedbench.plan import PROTOCOL_OF, Experiment, Plan, task_of
 from pedbench.runs import RunConfig, RunFolder, derive_seed, run_digest
 
 if TYPE_CHECKING:
     from pedbench.train import Job
 
 Space = Mapping[str, tuple[float, float] | list[Any]]
-Trial = Mapping[str, Any]  # values: key -> value; mA: of the validation subset, None if diverged
+Trial = Mapping[str, Any]  # values: key -> value; score: of the validation subset, None: diverged
 
 PRESETS = "config/presets"
-PRESET = "equal_budget"
+TUNED: Mapping[TaskKind, str] = {"par": "equal_budget", "reid": "equal_budget_reid"}  # presets
 RANDOM_TRIALS = 5  # after the start, before the sampler trusts what it has seen
 
 
@@ -74,6 +75,12 @@ def tuned(plan: Plan) -> dict[str, Experiment]:
     if not chosen:
         raise PedbenchError("tune: nothing under 'methods' trains; add what is to be tuned")
     return chosen
+
+
+def preset_of(plan: Plan) -> str:
+    """The preset that tuning ``plan`` makes."""
+    experiment = plan.experiments[0]
+    return TUNED[task_of((experiment.dataset, experiment.split))]
 
 
 def no_trials(dataset: str, split: str) -> str:
@@ -158,7 +165,7 @@ def tune(
         values = suggest(space, done, seeds[0]) if done else {k: config.params[k] for k in space}
         score = _score(job, {**config.params, **values}, seeds, folder / str(number))
         tqdm.write(f"{name}: trial {number}: {values}: {_percent(score)}")
-        done = [*done, {"values": values, "mA": score}]
+        done = [*done, {"values": values, "score": score}]
         write_json(kept, {"study": study, "trials": done})
         shutil.rmtree(folder / str(number), ignore_errors=True)
     record = {
@@ -171,7 +178,7 @@ def tune(
 
 
 def _score(job: Job, params: dict[str, Any], seeds: Sequence[int], folder: Path) -> float | None:
-    """Mean validation mA over ``seeds``, as a fraction; None when training diverged."""
+    """Mean validation score over ``seeds``, as a fraction; None when training diverged."""
     from pedbench.engine import Diverged
 
     try:
@@ -206,8 +213,8 @@ def suggest(space: Space, done: Sequence[Trial], seed: int) -> dict[str, Any]:
     for trial in done:
         study.add_trial(
             optuna.create_trial(
-                state=states.PRUNED if trial["mA"] is None else states.COMPLETE,
-                value=trial["mA"],
+                state=states.PRUNED if trial["score"] is None else states.COMPLETE,
+                value=trial["score"],
                 params=trial["values"],
                 distributions=ranges,
             )
@@ -249,7 +256,7 @@ def outdated(section: str, one: Mapping[str, Any], protocol: ProtocolFile) -> st
         return f"{section}: {error}"
     now = unsearched(method, spec, space)
     changed = [key for key, value in one.get("settings", {}).items() if now.get(key) != value]
-    remedy = f"run 'make tune' again and copy results/tune/tuned/{PRESET}.* to {PRESETS}/"
+    remedy = f"run 'make tune' again and copy the preset {TUNED[protocol.task]} to {PRESETS}/"
     if "settings" not in one:
         return f"{section}: the record does not say with which settings it was tuned; {remedy}"
     if one["space"] != encode(space):
@@ -263,13 +270,13 @@ def outdated(section: str, one: Mapping[str, Any], protocol: ProtocolFile) -> st
 
 def best(section: str, trials: Sequence[Trial]) -> Trial:
     """The trial with the highest score, the earliest of equals."""
-    scored = [trial for trial in trials if trial["mA"] is not None]
+    scored = [trial for trial in trials if trial["score"] is not None]
     if not scored:
         raise PedbenchError(
             f"tune: every trial of {section} diverged; lower the rates in Method.search of "
             f"methods/{section.partition('/')[0]}.py and its start"
         )
-    return max(scored, key=lambda trial: trial["mA"])
+    return max(scored, key=lambda trial: trial["score"])
 
 
 def write_preset(plan: Mapping[str, Any], trials: int, records: Sequence[Path], out: Path) -> None:
@@ -279,10 +286,12 @@ def write_preset(plan: Mapping[str, Any], trials: int, records: Sequence[Path], 
     record says of them if it was made under the same conditions and is not `outdated`.
     """
     first = next(e for e in plan["experiments"] if registry.trains(e["method"]))
-    protocol = read_protocol(plan["protocol"], tuple(plan["presets"]))
+    task = task_of((first["dataset"], first["split"]))
+    protocol = read_protocol(plan[PROTOCOL_OF[task]], tuple(plan["presets"]))
     record: dict[str, Any] = {
         "protocol": protocol.name,
         "version": protocol.values["version"],
+        "metric": HEADLINE[task],
         "presets": plan["presets"],
         "backbone": plan["backbone"],
         "dataset": f"{first['dataset']}/{first['split']}",
@@ -290,7 +299,7 @@ def write_preset(plan: Mapping[str, Any], trials: int, records: Sequence[Path], 
         "seeds": first["seeds"],
         "trials": trials,
     }
-    committed = read_record(PRESET)
+    committed = read_record(TUNED[task])
     same = all(committed.get(key) == value for key, value in record.items())
     new = {section: one for path in records for section, one in read_json(path).items()}
     kept = {}
@@ -305,8 +314,9 @@ def write_preset(plan: Mapping[str, Any], trials: int, records: Sequence[Path], 
 
 
 def read_record(preset: str) -> dict[str, Any]:
-    """The committed record of ``config/presets/{preset}.yaml``."""
-    return read_json(ROOT / PRESETS / f"{preset}.json")
+    """The committed record of ``config/presets/{preset}.yaml``; empty before the first."""
+    path = ROOT / PRESETS / f"{preset}.json"
+    return read_json(path) if path.is_file() else {"methods": {}}
 
 
 def preset_text(record: Mapping[str, Any]) -> str:
@@ -320,8 +330,8 @@ def preset_text(record: Mapping[str, Any]) -> str:
     for section, one in sorted(record["methods"].items()):
         chosen, start = best(section, one["trials"]), one["trials"][0]
         values = yaml.safe_dump(chosen["values"], default_flow_style=True, width=1000).strip()
-        scores = f"validation mA {_percent(chosen['mA'])}, at the start {_percent(start['mA'])}"
-        lines += ["", f"# {scores}", f"{section}: {values}"]
+        scores = f"{_percent(chosen['score'])}, at the start {_percent(start['score'])}"
+        lines += ["", f"# validation {record['metric']} {scores}", f"{section}: {values}"]
     return "\n".join(lines) + "\n"
 
 
@@ -334,19 +344,20 @@ def _conditions(record: Mapping[str, Any]) -> str:
         f"{record['trials']} trials per method, each trained on {record['dataset']} ({options}) "
         f"with {record['backbone']} under protocol {record['protocol']} (version "
         f"{record['version']}), seed {', '.join(str(seed) for seed in record['seeds'])}, starting "
-        f"from the presets {', '.join(record['presets']) or 'none'}; chosen by mA on validation "
-        "images."
+        f"from the presets {', '.join(record['presets']) or 'none'}; chosen by {record['metric']} "
+        "on validation images."
     )
 
 
-def tuning_markdown(preset: str = PRESET) -> str:
+def tuning_markdown(preset: str) -> str:
     """How ``preset`` was tuned: conditions, then space, chosen values and scores per section."""
     from pedbench.results import display_name
 
     record = read_record(preset)
     if not record["methods"]:
         return f"{_conditions(record)}\n"
-    head = ("Method", "Searched (log scale)", "Chosen", "Validation mA", "At the start", "Diverged")
+    score = f"Validation {record['metric']}"
+    head = ("Method", "Searched (log scale)", "Chosen", score, "At the start", "Diverged")
     rows = [head, ("---", "---", "---", "---:", "---:", "---:")]
     for section, one in sorted(record["methods"].items()):
         chosen, trials = best(section, one["trials"]), one["trials"]
@@ -357,9 +368,9 @@ def tuning_markdown(preset: str = PRESET) -> str:
                 display_name(section.partition("/")[0], one["variant"]),
                 "; ".join(searched),
                 "; ".join(values),
-                _percent(chosen["mA"]),
-                _percent(trials[0]["mA"]),
-                str(sum(trial["mA"] is None for trial in trials)),
+                _percent(chosen["score"]),
+                _percent(trials[0]["score"]),
+                str(sum(trial["score"] is None for trial in trials)),
             )
         )
     table = "\n".join(f"| {' | '.join(row)} |" for row in rows)

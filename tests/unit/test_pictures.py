@@ -46,7 +46,7 @@ def plan(tmp_path_factory, manifest, backbone) -> dict[str, Any]:
     write_json(root / "random.json", {"sha256": backbone.weights_sha256, "file": None})
     experiments = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pedbench.train.load_backbone", lambda name, file: backbone)
+        patch.setattr("pedbench.train.load_backbone", lambda *_, **__: backbone)
         for name, values in VARIANTS.items():
             method, variant = name.split("/")
             swept = {"epochs": 1, "probe_epochs": 2, **values}

@@ -40,7 +40,7 @@ def fails(message: str):
 
 
 def trial(score: float | None, **values):
-    return {"values": values, "mA": score}
+    return {"values": values, "score": score}
 
 
 @pytest.mark.parametrize("method", TRAINED)
@@ -173,7 +173,7 @@ def test_the_best_trial_is_the_earliest_of_equals():
 @pytest.fixture
 def prepare(tmp_path, manifest, backbone, monkeypatch):
     """Write a tuning's inputs below a fresh folder; returns what runs it and reads the record."""
-    monkeypatch.setattr(job, "load_backbone", lambda name, file: backbone)
+    monkeypatch.setattr(job, "load_backbone", lambda *_, **__: backbone)
 
     def inputs(name="t", shown=manifest, **values):
         folder = tmp_path / name
@@ -199,12 +199,12 @@ def test_a_record_holds_the_space_and_every_trial(prepare):
     record = prepare()(trials=3)
     space = registry.read_search("linear_probe")
     assert record["space"] == encode(space) == {"lr": {"range": list(space["lr"])}}
-    assert [sorted(one) for one in record["trials"]] == [["mA", "values"]] * 3
+    assert [sorted(one) for one in record["trials"]] == [["score", "values"]] * 3
     assert record["trials"][0]["values"] == {"lr": 0.02}  # the start
     assert record["settings"]["epochs"] == 2 and "lr" not in record["settings"]
     rates = [one["values"]["lr"] for one in record["trials"]]
     assert len(set(rates)) == 3 and all(space["lr"][0] <= rate <= space["lr"][1] for rate in rates)
-    assert all(0 <= one["mA"] <= 1 for one in record["trials"])
+    assert all(0 <= one["score"] <= 1 for one in record["trials"])
 
 
 def test_a_trial_scores_as_a_run_with_its_values(prepare, tmp_path):
@@ -213,8 +213,8 @@ def test_a_trial_scores_as_a_run_with_its_values(prepare, tmp_path):
     scores = []
     for seed in (0, 1):
         alone = prepare(f"s{seed}", **trials[1]["values"])(trials=1, seeds=(seed,))
-        scores.append(alone["trials"][0]["mA"])
-    assert trials[1]["mA"] == pytest.approx(np.mean(scores), abs=1e-6)
+        scores.append(alone["trials"][0]["score"])
+    assert trials[1]["score"] == pytest.approx(np.mean(scores), abs=1e-6)
     assert scores[0] != scores[1]
 
 
@@ -262,7 +262,7 @@ def test_other_settings_start_anew(prepare):
 def test_a_diverged_trial_counts_without_a_score(prepare, monkeypatch):
     monkeypatch.setattr(registry, "read_search", lambda _: {"lr": (1e-3, 1e38)})
     trials = prepare(lr=1e38)(trials=3)["trials"]
-    assert trials[0] == {"values": {"lr": 1e38}, "mA": None}
+    assert trials[0] == {"values": {"lr": 1e38}, "score": None}
     assert len(trials) == 3
 
 
@@ -374,16 +374,16 @@ def test_a_record_of_a_variant_is_a_preset_of_that_variant(shelf):
     write_json(shelf / "probe.json", {"lora/text": {**RECORD, "variant": "text"}})
     write_json(shelf / "config/presets/equal_budget.json", made(shelf, "probe"))
     assert yaml.safe_load((shelf / "out.yaml").read_text()) == {**FOR, "lora/text": {"lr": 0.1}}
-    assert "| LoRA (text) | `lr` 0.001 to 0.3 | `lr` 0.1 |" in tuning_markdown()
+    assert "| LoRA (text) | `lr` 0.001 to 0.3 | `lr` 0.1 |" in tuning_markdown("equal_budget")
 
 
 def test_the_report_shows_spaces_and_chosen_values(shelf):
-    assert tuning_markdown() == "Nothing is tuned yet.\n"
+    assert tuning_markdown("equal_budget") == "Nothing is tuned yet.\n"
     write_json(shelf / "config/presets/equal_budget.json", made(shelf, "probe"))
     words = {"choices": ["a photo of a", "", 4]}
     assert module._in_words(words) == 'one of "a photo of a", "", 4'
     row = "| Linear probe | `lr` 0.001 to 0.3 | `lr` 0.1 | 81.25 | 80.00 | 1 |"
-    assert row in tuning_markdown().splitlines()
+    assert row in tuning_markdown("equal_budget").splitlines()
 
 
 def test_the_committed_preset_is_what_its_record_says():

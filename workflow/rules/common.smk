@@ -43,7 +43,7 @@ def keep_epochs(*names):
 
 def inputs_of_tables(wildcards):
     """What says which tables there are, captions, the report of the tuning."""
-    presets = [PRESET] if PRESET in PLAN.config["presets"] else []
+    presets = [preset for preset in TUNED.values() if preset in PLAN.config["presets"]]
     records = [f"{PRESETS}/{preset}.json" for preset in presets]
     return [DEFINITIONS, "config/protocols/paper.yaml", *records]
 

@@ -27,6 +27,7 @@ from pedbench.score import basis, is_current
 OF_RUN = (
     *("config.json", "environment.json", "metrics.jsonl", "cost.json", "train.done.json"),
     *(f"{name}.{subset}.{end}" for name, end in PER_SUBSET for subset in PREDICTED),
+    *(f"rankings.{subset}.parquet" for subset in PREDICTED),
 )
 ADAPTER = "adapter.safetensors"
 BY_VARIANT = ("cost.csv", "selection.csv")  # tables of the results folder that may be there
@@ -161,11 +162,14 @@ def is_of(run: Run, manifest: Manifest) -> bool:
 
 
 def reduced(manifest: Manifest, splits: Sequence[str]) -> Manifest:
-    """The rows of ``manifest`` that some of ``splits`` predicts; the digest stays that of all."""
+    """The rows of ``manifest`` that some of ``splits`` predicts; the digest stays that of all.
+    Where persons are asked for, with cameras, which decide what counts."""
+    asked = [f"query:{split}" for split in splits if manifest.is_reid(split)]
     columns = [f"split:{split}" for split in splits]
     labels = [f"label:{attribute.name}" for attribute in manifest.attributes]
     predicted = manifest.rows[columns].isin(PREDICTED).any(axis=1)
-    rows = manifest.rows.loc[predicted, ["image", "sha256", "identity", *labels, *columns]]
+    known = ["image", "sha256", "identity", *(["camera"] if asked else [])]
+    rows = manifest.rows.loc[predicted, [*known, *labels, *columns, *asked]]
     rows = rows.reset_index(drop=True)
     told = manifest.dataset, Path(), manifest.attributes, manifest.digest, rows
     return Manifest(*told, unseen=tuple(s for s in splits if manifest.new_persons(s)))

@@ -27,14 +27,23 @@ from pedbench.contracts import PedbenchError
 from pedbench.files import file_sha256, read_json
 from pedbench.manifest import read_manifest
 from pedbench.plan import Comparison, runs_of
-from pedbench.results import PLAN, Document, read_plan, read_predictions, read_run
+from pedbench.results import (
+    PLAN,
+    Document,
+    read_features,
+    read_plan,
+    read_predictions,
+    read_rankings,
+    read_run,
+)
 from pedbench.runs import PREDICTED
 
 ENDINGS = (".json", ".jsonl", ".csv", ".parquet", ".safetensors")
 NAME = re.compile(r"[a-zA-Z0-9][\w-]*", re.ASCII)
 RATIO = 100  # an honest bundle unpacks to about five times its size
-VALUES = 20_000_000  # of one Parquet file
+VALUES = 20_000_000  # of one Parquet file, beside features
 BYTES = 1 << 30  # of the values of one Parquet file
+READ = {"par": (read_predictions,), "reid": (read_features, read_rankings)}  # by task
 CODECS = {"SNAPPY", "UNCOMPRESSED"}  # what results are written with; unpacks to 20 times at most
 STEP = 1 << 20  # bytes copied at once
 
@@ -217,10 +226,11 @@ def too_large(path: Path) -> str | None:
     metadata = pq.read_metadata(path)
     groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
     columns = [group.column(number) for group in groups for number in range(group.num_columns)]
-    values = sum(column.num_values for column in columns)
+    features = sum(c.num_values for c in columns if is_feature(c))
+    values = sum(column.num_values for column in columns) - features
     if max(values, metadata.num_rows * metadata.num_columns) > VALUES:
         return f"has more than {VALUES:,} values"
-    if sum(group.total_byte_size for group in groups) > BYTES:
+    if max(sum(group.total_byte_size for group in groups), 4 * features) > BYTES:
         return f"has more than {BYTES:,} bytes of values"
     if {column.compression for column in columns} - CODECS:
         return f"is compressed with something else than {' or '.join(sorted(CODECS))}"
@@ -231,6 +241,11 @@ def too_large(path: Path) -> str | None:
     if sum(len(c) * n for c, n in zip(chunks, longest, strict=True)) > BYTES:
         return f"has more than {BYTES:,} bytes of text"
     return None
+
+
+def is_feature(column: pq.ColumnChunkMetaData) -> bool:
+    """Whether it holds lists of float32, of which there are many: hundreds for each image."""
+    return column.physical_type == "FLOAT" and column.path_in_schema.startswith("feature.")
 
 
 def misfits(folder: Path, index: Document) -> Iterator[str]:
@@ -255,5 +270,6 @@ def misfits(folder: Path, index: Document) -> Iterator[str]:
             yield f"{run.key}: its manifest is not the one that {INDEX} names"
         for subset in PREDICTED:
             if opened[run.dataset].has(run.split, subset):
-                read_predictions(run, opened[run.dataset], subset)
+                for read in READ[run.task]:
+                    read(run, opened[run.dataset], subset)
     read_long(folder / LONG)

@@ -32,7 +32,7 @@ from pedbench.tables.scores import scores_table
 from pedbench.tables.selection import selection_table
 from pedbench.tables.source import Experiment, Results
 from pedbench.tables.text import departures, provenance, remarks, retrieval
-from pedbench.tune import PRESET, tuning_markdown
+from pedbench.tune import TUNED, tuning_markdown
 
 NOTES, TUNING, PER_ATTRIBUTE = "notes.md", "tuning.md", "per_attribute.csv"
 ROW = ["dataset", "split", "method", "variant"]
@@ -129,10 +129,10 @@ def write_tables(
     about = {"Queries and galleries": retrieval(results)}
     about |= {f"Remarks on {name}": remarks(manifest) for name, manifest in manifests.items()}
     write_text(out / NOTES, notes(tables, settings, made_by, about))
-    tuned = PRESET in plan["presets"]
+    tuned = [preset for preset in TUNED.values() if preset in plan["presets"]]
     if tuned:
-        write_text(out / TUNING, tuning_markdown())
-    sections = index(tables, settings, [p for folder in figures for p in pictures(folder)], tuned)
+        write_text(out / TUNING, "\n".join(map(tuning_markdown, tuned)))
+    sections = index(tables, settings, [p for folder in figures for p in pictures(folder)], bool(tuned))
     write_text(out / "index.md", index_markdown(sections, out))
     page = PAGES.get_template("index.html.j2")
     write_text(
