@@ -180,7 +180,7 @@ class Bench:
         few = train.take(self._few(train, config.protocol))
         store = config.store(prepared)
         self.job = Job(config, read_json(settings), few, weights, threads, (), store)
-        cameras = int(whole.rows["camera"].max()) + 1
+        cameras = int(whole.rows["camera"].to_numpy().max()) + 1
         self.task, self.protocol = make_task(config, train, cameras), config.protocol
         self.device = self.job.accelerator.device
         self.data = training_set(

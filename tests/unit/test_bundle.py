@@ -19,17 +19,24 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from helpers import fake_results, finish
+from helpers import fake_mixed_results, fake_results, finish
 
 from pedbench.bundle import export_bundle, import_bundle
 from pedbench.bundle.index import INDEX, commit_of, sha256_of
+from pedbench.bundle.unpack import too_large
 from pedbench.cli import main
 from pedbench.config import ROOT
 from pedbench.contracts import PedbenchError
 from pedbench.files import canonical_json, read_json, write_json
 from pedbench.manifest import read_manifest
 from pedbench.plan import runs_of
-from pedbench.results import read_plan, read_predictions, read_run
+from pedbench.results import (
+    read_features,
+    read_plan,
+    read_predictions,
+    read_rankings,
+    read_run,
+)
 
 SKILL = {"zero_shot": 0.2, "linear_probe": 1.0, "promptpar/deep": 1.5, "promptpar/shallow": 1.2}
 TEST = "runs/a/standard/linear_probe/default/seed0/predictions.test.parquet"
@@ -409,3 +416,55 @@ def test_sharing_imports_no_torch(results, tmp_path):
         "assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path, capture_output=True)
+
+
+RETRIEVAL = "runs/r/reid/full/default/seed0"
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory) -> tuple[Path, Path]:
+    """Results of both tasks, and their bundle."""
+    root = tmp_path_factory.mktemp("mixed")
+    skill = {"zero_shot": 0.4, "full": 2.0}
+    finish(fake_mixed_results(root / "results", skill=skill, seeds=(0,), images=20))
+    export_bundle(root / "results", root / "mixed.zip")
+    return root / "results", root / "mixed.zip"
+
+
+def test_a_bundle_carries_features_rankings_and_what_decides_them(mixed, tmp_path):
+    ours, bundle = mixed
+    assert import_bundle(bundle, "lab", tmp_path)
+    manifests = [read_manifest(root / "manifests/r.parquet") for root in (ours, tmp_path / "lab")]
+    assert manifests[1].is_reid("reid") and set(manifests[1].rows["split:reid"]) == {"val", "test"}
+    assert "camera" in manifests[1].rows
+    assert "camera" not in read_manifest(tmp_path / "lab/manifests/a.parquet").rows
+    runs = [read_run(root / RETRIEVAL) for root in (ours, tmp_path / "lab")]
+    for subset in ("val", "test"):
+        one, other = (read_features(r, m, subset) for r, m in zip(runs, manifests, strict=True))
+        assert (one == other).all()
+        one, other = (read_rankings(r, m, subset) for r, m in zip(runs, manifests, strict=True))
+        np.testing.assert_array_equal(one.rankings.AP, other.rankings.AP)
+        assert (one.rankings.top == other.rankings.top).all()
+
+
+@pytest.mark.parametrize("name", ["rankings.test", "predictions.val"])
+def test_retrieval_that_does_not_fit_its_manifest_is_refused(mixed, tmp_path, name):
+    files, path = contents(mixed[1]), f"{RETRIEVAL}/{name}.parquet"
+    table = pq.read_table(pa.BufferReader(files[path]))
+    stream = pa.BufferOutputStream()
+    pq.write_table(table.take(list(range(len(table)))[::-1]), stream)
+    evil = pack(tmp_path / "evil.zip", {**files, path: stream.getvalue().to_pybytes()})
+    refused(evil, tmp_path, "are not those of the manifest of r")
+    gone = {other: data for other, data in files.items() if other != path}
+    refused(pack(tmp_path / "gone.zip", gone), tmp_path, f"{name}.parquet: no such file")
+
+
+def test_features_may_be_many_but_not_any_number(tmp_path, monkeypatch):
+    monkeypatch.setattr("pedbench.bundle.unpack.VALUES", 100)
+    monkeypatch.setattr("pedbench.bundle.unpack.BYTES", 8000)
+    for images, message in ((10, None), (50, "has more than 8,000 bytes of values")):
+        lists = pa.FixedSizeListArray.from_arrays(pa.array(np.zeros(100 * images, np.float32)), 100)
+        pq.write_table(pa.table({"feature": lists}), tmp_path / "features.parquet")
+        assert too_large(tmp_path / "features.parquet") == message
+    pq.write_table(pa.table({"other": lists}), tmp_path / "other.parquet")
+    assert too_large(tmp_path / "other.parquet") == "has more than 100 values"

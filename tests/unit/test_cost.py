@@ -148,7 +148,7 @@ def test_a_few_images_of_many_persons_fill_the_batches(settings, manifest):
     bench = Bench(*files, threads=1)
     rows = manifest.subset("reid", "train").rows
     few = bench.job.fitted.manifest.rows
-    assert len(few) == 16 and few["identity"].nunique() == 8
+    assert len(few) == 16 and len(set(few["identity"])) == 8
     assert set(few["image"]) <= set(rows["image"])
     assert bench.batch == 4
 

@@ -9,7 +9,7 @@ import statistics
 from pathlib import Path
 
 import pytest
-from helpers import fake_results
+from helpers import fake_mixed_results, fake_results
 from mlflow import MlflowClient
 from sqlalchemy.exc import OperationalError
 
@@ -208,3 +208,20 @@ def test_the_ui_needs_a_mirror(tmp_path, monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     with pytest.raises(PedbenchError, match="mlflow.db: no such file; 'snakemake --cores all "):
         ui(tmp_path, 5050)
+
+
+def test_both_tasks_have_experiments_that_say_what_they_are(tmp_path, store, monkeypatch):
+    monkeypatch.setattr(os, "environ", os.environ.copy())
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    (tmp_path / "mlflow.db").write_bytes(store.read_bytes())
+    found = fake_mixed_results(tmp_path, skill={"full": 1.0}, seeds=(0,), images=10)
+    score_runs(found.folders, found.manifests, tmp_path / "scored.json")
+    assert track(found.folders, tmp_path / "mlflow.json")["created"] == 2
+    client, runs = mirrored(found)
+    notes = {e.name: e.tags["mlflow.note.content"] for e in client.search_experiments()}
+    assert "Pedestrian re-identification on **r**" in notes["r reid"]
+    assert "(`test/mAP`)" in notes["r reid"] and "(`test/mA`)" in notes["a standard"]
+    scores = read_json(tmp_path / "runs/r/reid/full/default/seed0/scores.test.json")
+    metrics = runs["r/reid/full/default/seed0"].data.metrics
+    assert metrics["test/mAP"] == pytest.approx(scores["overall"]["mAP"])
+    assert not {"test/mA", "test/queries"} & metrics.keys()
