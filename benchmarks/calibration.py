@@ -208,6 +208,8 @@ def main() -> None:
     rows["equal, one side trains nothing"] = {"seeds": (3, 1)}
     rows |= {f"skill + {100 * gain:g} %": {"gain": gain} for gain in (0.1, 0.2, 0.3)}
     show("Within a place", within_place, rows, repetitions)
+    rows = {"equal, effect of a seed 0": {"seed_sd": 0.0}, "equal, effect of a seed 0.2": {}}
+    show("Queries of 60 persons, mAP", over_queries, rows, repetitions)
     rows = {"equal": {}, "equal on average, differing by place": {"place_sd": 1.0}}
     rows |= {f"last one {gain:g} seed deviations above": {"gain": gain} for gain in (1.0, 2.0)}
     show("Over 3 places x 3 seeds, 6 methods", over_blocks, rows, repetitions)

@@ -27,6 +27,7 @@ PICTURES = "docs/img"
 METHODS = "docs/methods.md"
 WITH_RESULTS = ("README.md", "docs/embedded-default.md")  # between these two lines:
 RUN_PLAN = "run the plan first: snakemake --cores all results/tables"
+KEPT = ("mA", "mAP", "Rank-1")  # metrics, with F1
 BAR = "\\|"  # in a cell
 BLOCK = re.compile(r"(<!-- generated: results(?: (\w+))? -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -85,8 +86,8 @@ def stale_pages(root: Path = ROOT) -> dict[str, str]:
 
 
 def copy_results(results: Path, out: Path = ROOT / RESULTS) -> None:
-    """Keep mA and F1 of the tables of a finished plan below ``results`` as ``out``: one row per
-    dataset, split, method, variant and metric, in the tables' order.
+    """Keep mA and F1, or mAP and Rank-1, of the tables of a finished plan below ``results`` as
+    ``out``: one row per dataset, split, method, variant and metric, in the tables' order.
 
     They are read from the tables named after the plan's splits. Raises PedbenchError when one of
     them is missing.
@@ -95,7 +96,7 @@ def copy_results(results: Path, out: Path = ROOT / RESULTS) -> None:
     if not plan.is_file():
         raise PedbenchError(f"{plan}: no such file; {RUN_PLAN}")
     splits = {e["split"] for e in read_json(plan)["experiments"] if e["in_tables"]}
-    shown = [name for name in ("standard", "zero_shot") if name in splits]
+    shown = [name for name in ("standard", "zero_shot", "reid") if name in splits]
     files = [results / "tables" / f"{name}.csv" for name in shown]
     for file in files:
         if not file.is_file():
@@ -106,7 +107,7 @@ def copy_results(results: Path, out: Path = ROOT / RESULTS) -> None:
     found = [pd.read_csv(file) for file in files]
     table = pd.concat(found)
     table = table.dropna(subset="method")  # published rows have none
-    table = table[(table["metric"] == "mA") | table["metric"].str.startswith("F1")]
+    table = table[table["metric"].isin(KEPT) | table["metric"].str.startswith("F1")]
     columns = [field for field in FIELDS if field != "name"]
     write_text(out, table.to_csv(columns=columns, index=False, float_format="%.6f"))
 

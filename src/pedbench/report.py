@@ -15,9 +15,10 @@ from typing import Any
 
 import yaml
 
+from pedbench.config import protocol_of
 from pedbench.contracts import PedbenchError
 from pedbench.files import read_captions, read_json, write_atomic
-from pedbench.plan import Plan
+from pedbench.plan import TASKS, Plan
 from pedbench.results import display_name
 
 STYLE = "workflow/report/style.css"
@@ -69,6 +70,8 @@ def texts(plan: Plan) -> dict[str, Any]:
     machines = [read_json(path) for path in sorted(results.glob("runs/*/*/*/*/*/environment.json"))]
     return {
         "entries": entries,
+        "tasks": list(dict.fromkeys(TASKS[protocol_of(e.spec).task] for e in shown)),
+        "protocols": list(dict.fromkeys(escaped(protocol_of(e.spec).name) for e in shown)),
         "places": list(dict.fromkeys(f"{e.dataset}, {e.split} split" for e in shown)),
         "methods": list(dict.fromkeys(escaped(display_name(e.method, e.variant)) for e in shown)),
         "sweeps": [escaped(name) for name in dict.fromkeys(s.name for s in plan.sweeps)],

@@ -132,7 +132,9 @@ def write_tables(
     tuned = [preset for preset in TUNED.values() if preset in plan["presets"]]
     if tuned:
         write_text(out / TUNING, "\n".join(map(tuning_markdown, tuned)))
-    sections = index(tables, settings, [p for folder in figures for p in pictures(folder)], bool(tuned))
+    sections = index(
+        tables, settings, [p for folder in figures for p in pictures(folder)], bool(tuned)
+    )
     write_text(out / "index.md", index_markdown(sections, out))
     page = PAGES.get_template("index.html.j2")
     write_text(
