@@ -26,6 +26,7 @@ pretrain: install
 
 tune: install
 	snakemake --cores $(CORES) tune --configfile config/tune.yaml
+	snakemake --cores $(CORES) tune --configfile config/tune_reid.yaml
 
 install: $(READY)
 

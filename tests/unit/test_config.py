@@ -68,7 +68,7 @@ def test_shipped_protocols_and_presets_resolve_every_method(name, presets):
     ("change", "message"),
     [
         ({"sedes": [0]}, "c.yaml: unknown key 'sedes'; did you mean 'seeds'?"),
-        ({"qqq": 1}, "c.yaml: unknown key 'qqq' (known: protocol, presets, backbone, "),
+        ({"qqq": 1}, "c.yaml: unknown key 'qqq' (known: protocol, reid_protocol, presets, "),
         ({"seeds": 0}, "c.yaml: seeds: a list is wanted: [0] (list of whole numbers"),
         ({"presets": "reference"}, "c.yaml: presets: a list is wanted: [reference] (list of files"),
         ({"seeds": [0, "x"]}, "c.yaml: seeds.1: 'x' is not of type 'integer' (a whole number"),

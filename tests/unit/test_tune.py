@@ -31,6 +31,7 @@ from pedbench.tune import (
 )
 
 PLAN = {**read_yaml("config/tune.yaml"), "trials": 4}
+REID = {**read_yaml("config/tune_reid.yaml"), "trials": 4}
 SPACE = {"lr": (1e-4, 1e-1), "width": [1, 2, 4]}
 TRAINED = [name for name in registry.methods() if registry.trains(name)]
 
@@ -45,7 +46,10 @@ def trial(score: float | None, **values):
 
 @pytest.mark.parametrize("method", TRAINED)
 def test_every_method_that_trains_declares_a_space_around_its_start(method):
-    assert list(tuned(make_plan({**PLAN, "methods": [method]}))) == [method]
+    """In every task that it solves."""
+    for task in registry.class_attribute(method, "tasks"):
+        plan = {"par": PLAN, "reid": REID}[task]
+        assert list(tuned(make_plan({**plan, "methods": [method]}))) == [method]
 
 
 def test_what_does_not_train_is_not_tuned():
@@ -59,10 +63,12 @@ def test_the_form_that_changes_nothing_is_tuned_for_its_method_another_for_itsel
     assert variants == {"promptpar/global_deep": "global_deep", "promptpar": "region_deep"}
 
 
-def test_the_shipped_plan_can_be_tuned():
+def test_the_shipped_plans_can_be_tuned():
     sections = tuned(make_plan(PLAN))
     assert len(sections) == len(PLAN["methods"])
     assert {"lora", "lora/text", "peft_tuner", "peft_tuner/dora"} <= sections.keys()
+    persons = tuned(make_plan(REID))
+    assert len(persons) == len(REID["methods"]) and "clip_reid" in persons
 
 
 @pytest.mark.parametrize(
