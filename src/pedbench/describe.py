@@ -20,7 +20,7 @@ from pedbench.results import display_name
 from pedbench.tables.definitions import DEFINITIONS
 from pedbench.tables.model import Block, Cell, Column, Row, Table, ranked
 from pedbench.tables.render import FIELDS, to_markdown
-from pedbench.tune import tuning_markdown
+from pedbench.tune import TUNED, read_record, tuning_markdown
 
 RESULTS = "resources/embedded_results.csv"
 PICTURES = "docs/img"
@@ -170,7 +170,8 @@ def methods_page(results: pd.DataFrame) -> str:
     titles = {name: display_name(name, DEFAULT) for name in names}
     contents = [f"- [{title}](#{anchor(title)}): {about(name)}" for name, title in titles.items()]
     sections = ["\n".join(section(name, select(results, method=name))) for name in names]
-    tuning = f"## Equal tuning budgets\n\n{tuning_markdown()}"
+    made = [preset for preset in TUNED.values() if read_record(preset)["methods"]]
+    tuning = "\n".join(["## Equal tuning budgets\n", *map(tuning_markdown, made)])
     return "\n".join([INTRODUCTION, *contents, "", *sections, tuning])
 
 
