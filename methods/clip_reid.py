@@ -198,7 +198,7 @@ def text_tower(backbone: Backbone) -> list[nn.Parameter]:
 
 class Method(BaseMethod[Params]):
     tasks = ("reid",)
-    search = {"lr": (1e-6, 1e-3), "prompt_lr": (1e-4, 1e-1)}
+    search = {"lr": (1e-6, 1e-2), "prompt_lr": (1e-4, 1e-1)}
 
     def supports(self, task: Task, backbone: Backbone) -> str | None:
         if reason := super().supports(task, backbone):
