@@ -28,9 +28,9 @@ def mini(tmp_path_factory):
 
 
 def trained(text: str) -> list[str]:
-    """``method/variant`` of every training job that Snakemake announces."""
-    found = re.findall(r"rule train:.*?method=(\w+), variant=([\w.-]+)", text, re.DOTALL)
-    return sorted("/".join(pair) for pair in found)
+    """``split/method/variant`` of every training job that Snakemake announces."""
+    pattern = r"rule train:.*?split=(\w+), method=(\w+), variant=([\w.-]+)"
+    return sorted("/".join(names) for names in re.findall(pattern, text, re.DOTALL))
 
 
 def files(checkout: Checkout, *patterns: str) -> dict[str, Path]:
@@ -52,8 +52,9 @@ def contents(checkout: Checkout) -> dict[str, tuple[int, bytes]]:
 def test_from_empty_to_latex(mini):
     checkout, said = mini
     results = checkout.root / RESULTS
-    assert trained(said) == ["linear_probe/default", "zero_shot/default"]
-    assert "2 of 2 training jobs to run, about" in said  # the estimate, before the start
+    methods = ["linear_probe/default", "zero_shot/default"]
+    assert trained(said) == [f"{split}/{m}" for split in ("reid", "standard") for m in methods]
+    assert "4 of 4 training jobs to run, about" in said  # the estimate, before the start
     assert {p.suffix for p in (results / "tables").iterdir()} >= {".csv", ".md", ".tex"}
     latex = "".join(path.read_text() for path in (results / "tables").glob("*.tex"))
     assert r"\toprule" in latex and r"\pm" in latex
@@ -62,6 +63,9 @@ def test_from_empty_to_latex(mini):
     assert set(long.loc[long["method"] == "linear_probe", "seed"]) == {0, 1}
     assert set(long.loc[long["method"] == "zero_shot", "seed"]) == {0}
     assert set(long["subset"]) == {"val", "test"}
+    metrics = long[long["attribute"] == ""].groupby("split")["metric"].agg(set)
+    assert {"mA", "F1_instance"} <= metrics["standard"] and "mA" not in metrics["reid"]
+    assert {"mAP", "rank1", "mINP"} <= metrics["reid"] and "mAP" not in metrics["standard"]
     for output in ("stats", "figures", "pictures/captions.json", "mlflow.json"):
         assert (results / output).exists(), output
 
@@ -81,7 +85,7 @@ def test_finished_results_are_shared_and_compared(mini, tmp_path):
     bundle, imported = str(tmp_path / "smoke.zip"), ("--imported", str(tmp_path / "imported"))
     results = ("--results", str(RESULTS))
     for command, said in (
-        (("export", *results, "--out", bundle), "3 runs of 2 variants"),
+        (("export", *results, "--out", bundle), "6 runs of 2 variants"),
         (("import", bundle, "--as", "their_lab", *imported), "their_lab: unpacked"),
         (("compare", "zero_shot", "their_lab:zero_shot", *results, *imported), "are the same in"),
         (("compare", "linear_probe", "their_lab:zero_shot", *results, *imported), " is above "),
@@ -150,15 +154,15 @@ def test_prepared_pictures_may_be_deleted_and_come_back_for_new_runs(mini, tmp_p
     checkout = Checkout(tmp_path / "pedbench")
     shutil.copytree(mini[0].root, checkout.root, symlinks=True)
     prepared = checkout.root / RESULTS / "prepared"
-    before = {path.name: path.read_bytes() for path in prepared.rglob("*.*")}
-    assert len(before) == 2
+    before = {path: path.read_bytes() for path in prepared.rglob("*.*")}
+    assert len(before) == 4
     shutil.rmtree(prepared)
     assert "Nothing to be done" in checkout.snakemake(*TABLES)
     target = (f"{RESULTS}/scored.json", *TABLES[1:], *ONE_MORE)
     said = checkout.snakemake(*target)
     rules = re.findall(r"^\w*rule (\w+):", said, re.MULTILINE)
-    assert rules.count("prepare") == rules.count("train") == 1
-    assert {path.name: path.read_bytes() for path in prepared.rglob("*.*")} == before
+    assert rules.count("prepare") == rules.count("train") == 2  # one of either dataset
+    assert {path: path.read_bytes() for path in prepared.rglob("*.*")} == before
     assert "Nothing to be done" in checkout.snakemake(*target)
 
 
@@ -171,7 +175,7 @@ def test_an_audit_of_epochs_repeats_finished_runs_to_the_same_bits(mini, tmp_pat
     patterns = ("adapter.safetensors", "predictions.*.parquet", "scores.*.json", "metrics.jsonl")
     before = {name: path.read_bytes() for name, path in files(checkout, *patterns).items()}
     long = (checkout.root / RESULTS / "long.parquet").read_bytes()
-    assert trained(checkout.snakemake(*wanted)) == ["linear_probe/default"]
+    assert trained(checkout.snakemake(*wanted)) == ["standard/linear_probe/default"]
     after = {name: path.read_bytes() for name, path in files(checkout, *patterns).items()}
     assert after == before
     assert (checkout.root / RESULTS / "long.parquet").read_bytes() == long
@@ -180,7 +184,7 @@ def test_an_audit_of_epochs_repeats_finished_runs_to_the_same_bits(mini, tmp_pat
     assert np.all(table["released"] >= table["last_epoch"])
     assert "Nothing to be done" in checkout.snakemake(*wanted)
     shutil.rmtree(checkout.root / RUNS / "linear_probe/default/seed1/epochs")
-    assert trained(checkout.snakemake("-n", *wanted)) == ["linear_probe/default"]
+    assert trained(checkout.snakemake("-n", *wanted)) == ["standard/linear_probe/default"]
 
 
 def nothing(root: Path) -> None:
@@ -287,7 +291,7 @@ def test_new_method_runs_only_its_own_jobs(mini):
     assert checkout.run("pedbench", "new-method", "demo").returncode == 0
     config = checkout.root / CONFIG
     config.write_text(config.read_text().replace("linear_probe]", "linear_probe, demo]"))
-    assert trained(checkout.snakemake(*TABLES)) == ["demo/default"]
+    assert trained(checkout.snakemake(*TABLES)) == ["standard/demo/default"]
     after = times(checkout)
     assert all(after[name] == time for name, time in before.items())
     names = ["cost.csv", "mlflow.json", "tables/per_attribute.csv", "stats/attributes.csv"]
@@ -303,4 +307,5 @@ def test_editing_a_method_reruns_only_its_runs(mini):
     checkout, _ = mini
     source = checkout.root / "methods/linear_probe.py"
     source.write_text(source.read_text() + "\n# edited\n")
-    assert trained(checkout.snakemake("-n", *TABLES)) == ["linear_probe/default"]
+    again = [f"{split}/linear_probe/default" for split in ("reid", "standard")]
+    assert trained(checkout.snakemake("-n", *TABLES)) == again
