@@ -10,10 +10,11 @@ from typing import Any
 
 from pedbench import registry
 from pedbench.config import plain, read_yaml
-from pedbench.contracts import IMAGE_SIZES, own_options
+from pedbench.contracts import IMAGE_SIZES, TaskKind, own_options
 from pedbench.plan import Experiment, Plan
 
 TIMINGS = "config/timings.yaml"
+COUNTED: Mapping[TaskKind, str] = {"par": "gflop_per_image", "reid": "gflop_per_image_reid"}
 FEATURES = 1280  # width of the features that retrieval compares: CLIP-ReID's at ViT-B/16
 NAME = 20  # bytes of an image's name in a table of predictions, about
 Work = list[tuple[Experiment, int]]  # how often each is trained
@@ -39,9 +40,9 @@ def gpu_hours(plan: Plan, work: Work) -> float:
     timings, seconds = read_yaml(TIMINGS), 0.0
     for experiment, trainings in work:
         if _is_counted(experiment, timings):
-            counted = timings["gflop_per_image"][experiment.backbone]
+            counted = timings[COUNTED[experiment.spec["protocol"]["task"]]][experiment.backbone]
             trained = images_seen(plan, experiment) * _row(counted, experiment)
-            predicted = sum(_counts(plan, experiment).get(s, 0) for s in ("val", "test"))
+            predicted = _predicted(plan, experiment)
             speed = timings["tflops"][plain(experiment.spec["protocol"])["precision"]]
             gflop = trainings * (trained + predicted * counted["predict"])
             seconds += gflop / (1000 * speed)
@@ -67,9 +68,8 @@ def gigabytes(plan: Plan, work: Work) -> tuple[float, float]:
             size = plain(experiment.spec["protocol"])["image_size"]
             height, width = size or IMAGE_SIZES[experiment.backbone]
             sizes[store] = 3 * height * width * _images(plan, experiment.dataset)
-        counts, columns = _counts(plan, experiment), _columns(experiment)
-        predicted = sum(count for subset, count in counts.items() if subset != "train")
-        written += trainings * predicted * (4 * columns + NAME)
+        row = 4 * _columns(experiment) + NAME
+        written += trainings * _predicted(plan, experiment) * row
         if registry.trains(experiment.method):
             epochs = plain(experiment.spec["protocol"])["epochs"] if experiment.keep_epochs else 0
             adapter = 4e6 * _row(millions[experiment.backbone], experiment)
@@ -130,6 +130,12 @@ def _row(rows: Mapping[str, float], experiment: Experiment) -> float:
 
 def _counts(plan: Plan, experiment: Experiment) -> Mapping[str, int]:
     return _expected(plan, experiment.dataset).get(experiment.split, {})
+
+
+def _predicted(plan: Plan, experiment: Experiment) -> int:
+    """Images of validation and test, in re-identification their queries and galleries."""
+    counts = _counts(plan, experiment)
+    return sum(count for subset, count in counts.items() if subset != "train")
 
 
 def _images(plan: Plan, dataset: str) -> int:

@@ -46,7 +46,9 @@ def fails(message: str):
     return pytest.raises(PedbenchError, match=f"^{re.escape(message)}")
 
 
-@pytest.mark.parametrize("name", ["config", "smoke", "full", "tune"])
+@pytest.mark.parametrize(
+    "name", [path.stem for path in ROOT.glob("config/*.yaml") if "\nmethods:" in path.read_text()]
+)
 def test_shipped_configs_are_valid(name):
     checked = check_config(yaml.safe_load((ROOT / f"config/{name}.yaml").read_text()))
     assert checked["threads_per_job"] >= 1
@@ -54,7 +56,13 @@ def test_shipped_configs_are_valid(name):
 
 @pytest.mark.parametrize(
     ("name", "presets"),
-    [("embedded", ("tiny_clip", "equal_budget")), ("paper", ()), ("paper", ("reference",))],
+    [
+        ("embedded", ("tiny_clip", "equal_budget")),
+        ("paper", ()),
+        ("paper", ("reference",)),
+        ("embedded_reid", ("tiny_clip_reid",)),
+        ("paper_reid", ("reference_reid",)),
+    ],
 )
 def test_shipped_protocols_and_presets_resolve_every_method(name, presets):
     protocol = read_protocol(name, presets)

@@ -11,7 +11,17 @@ from pedbench import plan as module
 from pedbench import registry
 from pedbench.config import ROOT, plain, read_yaml
 from pedbench.contracts import BaseDataset, DatasetSpec, PedbenchError
-from pedbench.estimate import TIMINGS, describe, gigabytes, gpu_hours, minutes, work_of
+from pedbench.estimate import (
+    COUNTED,
+    FEATURES,
+    NAME,
+    TIMINGS,
+    describe,
+    gigabytes,
+    gpu_hours,
+    minutes,
+    work_of,
+)
 from pedbench.files import write_json
 from pedbench.plan import (
     check_results_folder,
@@ -543,25 +553,79 @@ def test_estimate_of_a_large_backbone_by_hand(tmp_path):
     assert gigabytes(plan, work)[0] == 0 and gigabytes(plan, []) == (0, 0)
 
 
-def test_operations_are_those_that_are_counted():
+@pytest.mark.parametrize(
+    ("kind", "method", "size", "batch"),
+    [
+        ("par", "promptpar", (224, 224), 16),
+        ("reid", "promptpar", (256, 128), 64),
+        ("reid", "full_finetune", (256, 128), 64),
+    ],
+)
+def test_operations_are_those_that_are_counted(kind, method, size, batch):
     """Of one training image, forward and backward, without a number computed."""
     import torch
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
-    from pedbench.contracts import Attribute, Task
+    from pedbench.contracts import Attribute, ReidSettings, Task
     from pedbench.nn.backbone import shape_only
 
-    backbone = shape_only("ViT-B-16").requires_grad_(False)
+    backbone = shape_only("ViT-B-16", size).requires_grad_(False)
     words = [Attribute(f"a{n}", "whole", f"with a long coat {n}", "without") for n in range(35)]
-    task, batch = Task("par", tuple(words), (0.3,) * 35), 16
-    method = registry.load_method("promptpar")(registry.load_params("promptpar", {}))
+    task = Task("par", tuple(words), (0.3,) * 35)
+    if kind == "reid":
+        losses = ReidSettings("cross_entropy", 1, 0.35, 30, 0.1, "triplet", 1, 0.3, "before")
+        task = Task("reid", (), (), identities=1041, cameras=15, reid=losses)
+    built = registry.load_method(method)(registry.load_params(method, {}))
     with torch.device("meta"):
-        model = method.build(backbone, task).train()
+        model = built.build(backbone, task).train()
         with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-            model(torch.zeros(batch, 3, 224, 224)).logits.sum().backward()
-    known = read_yaml(TIMINGS)["gflop_per_image"]["ViT-B-16"]["promptpar"]
+            model(torch.zeros(batch, 3, *size)).logits.sum().backward()
+    known = read_yaml(TIMINGS)[COUNTED[task.kind]]["ViT-B-16"][method]
     assert counter.get_total_flops() / batch / 1e9 == pytest.approx(known, rel=0.15)
+
+
+def test_the_estimate_of_re_identification_by_hand(monkeypatch, tmp_path):
+    """Its own counts of operations; queries and gallery are predicted."""
+    monkeypatch.setenv("PEDBENCH_ROOT_MARKET1501", str(tmp_path))
+    config = {"reid_protocol": "paper_reid", "backbone": "ViT-B-16", "seeds": [0, 1]}
+    config |= {"datasets": ["market1501/reid"], "methods": ["zero_shot", "full_finetune"]}
+    plan = make_plan({**config, "results": str(tmp_path / "results")})
+    work = work_of(plan, [batch.marker for batch in plan.batches])
+    predicted, trained = 3368 + 15913, 60 * 12936
+    flops = 1e9 * (2 * 63 * trained + 3 * 21 * predicted)
+    assert gpu_hours(plan, work) == pytest.approx(flops / 12e12 / 3600)
+    pictures, written = gigabytes(plan, work)
+    assert pictures >= (12936 + predicted) * 3 * 256 * 128 / 1e9
+    assert written * 1e9 == pytest.approx(3 * predicted * (4 * FEATURES + NAME) + 2 * 4 * 86e6)
+
+
+def test_the_plan_of_re_identification_runs_what_papers_print(monkeypatch, tmp_path):
+    """All of it with the three sets at hand; with one, what hangs on the others is left out."""
+    known = ("MARKET1501", "MSMT17", "CUHK03")
+    for name in known:
+        monkeypatch.setenv(f"PEDBENCH_ROOT_{name}", str(tmp_path))
+    config = {**read_yaml("config/paper_reid.yaml"), "results": str(tmp_path / "results")}
+    plan = make_plan(config)
+    assert plan.notes == () and {e.spec["protocol"]["task"] for e in plan.experiments} == {"reid"}
+    tables = read_yaml("config/tables.yaml")
+    run = {(e.dataset, e.split): set() for e in plan.experiments}
+    for e in plan.experiments:
+        run[e.dataset, e.split] |= {f"{e.method}/{e.variant}".removesuffix("/default")}
+    assert len(run) == len(config["datasets"])
+    assert set(tables["report/table_2_1"]["rows"]) <= run["market1501", "reid"]
+    assert set(tables["report/table_2_2"]["rows"]) <= run["msmt17", "reid"]
+    assert run["market1501_attributes", "reid"] == {"full_finetune", "apr"}
+    # the released settings reach the runs
+    protocol = plain(plan.experiment("market1501", "reid", "clip_reid", "sie_olp").spec)
+    assert protocol["params"]["sie_coefficient"] == 1 and protocol["protocol"]["patch_stride"] == 12
+    simple = plan.experiment("msmt17", "reid", "resnet50", "reid_triplet").spec
+    assert plain(simple)["protocol"]["milestones"] == [20, 40]
+    for name in known[1:]:
+        monkeypatch.delenv(f"PEDBENCH_ROOT_{name}")
+    alone = make_plan(config)
+    assert {e.dataset for e in alone.experiments} == {"market1501", "market1501_attributes"}
+    assert alone.notes[0].startswith("no data, so left out: msmt17, cuhk03; name their folders")
 
 
 def test_results_folder_that_is_a_file_is_refused(tmp_path, monkeypatch):

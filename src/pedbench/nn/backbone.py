@@ -464,14 +464,15 @@ def load_backbone(
     return Backbone(_openai_clip(model, weights, cache_dir), name, **grid)
 
 
-def shape_only(name: str) -> Backbone:
+def shape_only(name: str, image_size: tuple[int, int] | None = None) -> Backbone:
     """The backbone ``name`` on the meta device: shapes without values, at once and without memory.
+    ``image_size``: see `Backbone`.
 
     Methods built on it under ``torch.device("meta")`` can be counted but not run. Raises
     PedbenchError on an unknown name.
     """
     with torch.device("meta"):
-        backbone = load_backbone(_RANDOM + name)
+        backbone = load_backbone(_RANDOM + name, image_size=image_size)
     backbone.name = name
     return backbone
 
