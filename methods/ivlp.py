@@ -73,6 +73,8 @@ class Method(BaseMethod[Params]):
             or learned_text_reason(p.head, task)
             or prompt_reason(backbone, "text", text_length=p.text_length, text_depth=p.text_depth)
         )
+        if reason is None and task.kind == "reid" and not p.visual_length:
+            return "visual_length 0: image features, which retrieval compares, stay frozen CLIP's"
         if reason or not p.visual_length:
             return reason
         sizes = {"visual_length": p.visual_length, "visual_depth": p.visual_depth}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -113,6 +114,15 @@ def test_without_visual_prompts_only_the_head_trains(backbone):
     model = ivlp.Method(params).build(backbone, TASK)
     [head] = ivlp.Method(params).param_groups(model)
     assert head["name"] == "head" and [p.shape for p in head["params"]] == [(2, 2, 32)]
+
+
+def test_persons_are_not_told_by_texts_alone(backbone):
+    """Retrieval compares image features: without visual prompts they are those of frozen CLIP."""
+    persons = Task("reid", (), (), identities=5)
+    prompted = ivlp.Params(head="softmax")
+    assert ivlp.Method(prompted).supports(persons, backbone) is None
+    reason = ivlp.Method(replace(prompted, visual_length=0)).supports(persons, backbone)
+    assert (reason or "").startswith("visual_length 0: image features")
 
 
 def test_a_linear_head_has_its_own_rate(backbone):
