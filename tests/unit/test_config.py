@@ -309,3 +309,13 @@ def test_every_key_of_a_plan_is_documented():
         inner = {**entry.get("properties", {}), **(nested or {}).get("properties", {})}
         for name in inner:
             assert f"`{name}`" in text, f"{key}.{name}"
+
+
+def test_every_setting_of_a_protocol_is_documented_with_its_choices():
+    text = (ROOT / "docs/configuration.md").read_text()
+    rows = [line for line in text.splitlines() if line.startswith("| `")]
+    for key, field in module.protocol_fields().items():
+        found = [row for row in rows if f"`{key}`" in row.split("|")[1]]
+        assert len(found) == 1, key
+        choices = re.findall(r"'(\w+)'", field.annotation)
+        assert [c for c in choices if f"`{c}`" not in found[0]] == [], key
