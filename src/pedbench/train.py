@@ -340,8 +340,8 @@ class Job:
         known = [manifest.rows[name].to_numpy() for name in ("identity", "camera")]
         (identity, theirs), (camera, their_cameras) = [(k[asks], k[~asks]) for k in known]
         sides = features[asks], features[~asks]
-        device = self.accelerator.device.type
-        return reid.rank(*sides, identity, theirs, camera, their_cameras, device=device)
+        cuda = "cuda" if self.accelerator.device.type == "cuda" else None
+        return reid.rank(*sides, identity, theirs, camera, their_cameras, device=cuda)
 
     def _predict(
         self, model: nn.Module, part: Part, folder: RunFolder, subset: str, digest: str
