@@ -317,11 +317,16 @@ def list_plugins(params: str | None) -> None:
     print("methods (methods/NAME.py; variants in config/variants.yaml)")
     for name in registry.methods():
         print(f"  {name:{width}} {registry.summary('method', name)}")
+        print(f"  {'':{width}} tasks: {', '.join(registry.class_attribute(name, 'tasks'))}")
         if variants.get(name):
             print(f"  {'':{width}} variants: {', '.join(variants[name])}")
-    print("datasets (datasets/NAME.py)")
+    print("datasets (datasets/NAME.py), their splits by task")
     for name in registry.datasets():
         print(f"  {name:{width}} {registry.summary('dataset', name)}")
+        spec = registry.load_dataset(name).SPEC
+        for task in dict.fromkeys(map(spec.task_of, spec.splits)):
+            splits = ", ".join(split for split in spec.splits if spec.task_of(split) == task)
+            print(f"  {'':{width}} {task}: {splits}")
     for kind in ("protocol", "preset"):
         print(f"{kind}s (config/{kind}s/NAME.yaml)")
         print(f"  {', '.join(files_of(kind))}")

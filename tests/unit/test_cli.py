@@ -33,12 +33,24 @@ def test_list_names_everything_and_its_variants(capsys):
     assert main(["list"]) == 0
     shown = capsys.readouterr().out
     assert all(name in shown for name in (*registry.methods(), *registry.datasets()))
-    assert all(word in shown for word in ("region_deep", "embedded, paper", "equal_budget"))
+    assert all(word in shown for word in ("region_deep", "embedded, embedded_reid", "equal_budget"))
     about = {name: registry.summary("method", name) for name in registry.methods()}
     about |= {name: registry.summary("dataset", name) for name in registry.datasets()}
     lines = {line.split()[0]: line for line in shown.splitlines() if line.startswith("  ")}
     at = {lines[name].index(text) for name, text in about.items()}
     assert len(at) == 1  # whatever the longest name
+
+
+def test_list_says_what_is_for_which_task(capsys):
+    assert main(["list"]) == 0
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+
+    def below(name: str) -> list[str]:
+        start = next(i for i, line in enumerate(lines) if line.split()[0] == name)
+        return lines[start + 1 : start + 3]
+
+    assert below("clip_reid")[0] == "tasks: reid" and below("lora")[0] == "tasks: par, reid"
+    assert below("market1501_attributes") == ["par: trainval", "reid: reid, reid_val"]
 
 
 def test_help_keeps_the_steps_of_the_workflow_apart(capsys):
