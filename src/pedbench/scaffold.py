@@ -86,6 +86,7 @@ class Adapter(nn.Module):
 
 
 class Method(BaseMethod[Params]):
+    tasks = ("par",)  # attribute recognition; for "reid", re-identification, see docs/reid.md
     search = {{"lr": (1e-4, 1e-1)}}  # what `snakemake tune` searches, on a log scale
 
     def build(self, backbone: Backbone, task: Task) -> nn.Module:
