@@ -321,8 +321,9 @@ def read_record(preset: str) -> dict[str, Any]:
 
 def preset_text(record: Mapping[str, Any]) -> str:
     """The preset that ``record`` gives, as YAML with its origin."""
+    plan = "tune.yaml" if record["metric"] == HEADLINE["par"] else "tune_reid.yaml"
     made = (
-        "Made by `snakemake --cores all tune --configfile config/tune.yaml`, not by hand: "
+        f"Made by `snakemake --cores all tune --configfile config/{plan}`, not by hand: "
         "docs/decisions/tuning.md. Spaces and every trial: the JSON file beside this one. "
     )
     lines = [f"# {line}" for line in wrap(made + _conditions(record), 98)]
