@@ -13,7 +13,7 @@ import yaml
 
 from pedbench import registry
 from pedbench.collect import select
-from pedbench.config import DEFAULT, ROOT, read_protocol, read_variants
+from pedbench.config import DEFAULT, ROOT, files_of, read_protocol, read_variants
 from pedbench.contracts import PedbenchError
 from pedbench.files import read_json, write_text
 from pedbench.results import display_name
@@ -229,9 +229,9 @@ def in_words(space: tuple[float, float] | list[Any] | None) -> str:
 
 def presets() -> dict[str, Mapping[str, Mapping[str, Any]]]:
     """Every preset: its name -> section -> settings."""
-    names = sorted(path.stem for path in (ROOT / "config/presets").glob("*.yaml"))
-    read = read_protocol("paper", tuple(names)).presets
-    return {Path(file).stem: preset for file, preset in read.items()}
+    names = tuple(files_of("preset"))
+    read = {**read_protocol("paper", names).presets, **read_protocol("paper_reid", names).presets}
+    return {Path(file).stem: read[file] for file in sorted(read)}
 
 
 def about(name: str) -> str:

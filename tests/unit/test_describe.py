@@ -10,6 +10,7 @@ import torch
 
 from pedbench import describe, registry
 from pedbench.cli import main
+from pedbench.config import files_of
 from pedbench.contracts import Attribute, PedbenchError, ReidSettings, Task
 from pedbench.files import write_json
 from pedbench.nn.backbone import shape_only
@@ -150,6 +151,13 @@ def test_numbers_are_kept_from_a_plans_tables(tmp_path):
 )
 def test_words_of_the_page(make, given, shown):
     assert make(given) == shown
+
+
+def test_presets_of_both_tasks_are_shown():
+    shown = describe.presets()
+    assert list(shown) == files_of("preset")
+    assert shown["reference"]["vtb"]["optimiser"] == "sgd"
+    assert shown["reference_reid"]["clip_reid"]["id_loss_weight"] == 0.25
 
 
 def test_cells_with_a_bar_stay_one_cell():
