@@ -41,7 +41,9 @@ class NoiseDataset(BaseDataset):
     learn; 48 train, 16 val, 16 test, or train and val together as ``trainval``. As ``reid`` every
     four pictures show a person, by three cameras, and the first of them is the query."""
 
-    SPEC = DatasetSpec("noise", "none", ATTRIBUTES, ("standard", "trainval", "reid"), reid=("reid",))
+    SPEC = DatasetSpec(
+        "noise", "none", ATTRIBUTES, ("standard", "trainval", "reid"), reid=("reid",)
+    )
     COUNTS: ClassVar[dict[Subset, int]] = {"train": 48, "val": 16, "test": 16}
 
     def expected(self, options):
