@@ -87,7 +87,7 @@ class Method(BaseMethod[Params]):
             length=p.text_length, depth=p.text_depth or backbone.text_layers,
         )  # fmt: skip
         similarity = Similarity(p.head, backbone, len(task.attributes))
-        head = LearnedTexts(texts, similarity, task.kind)
+        head = LearnedTexts(texts, similarity, task.reid)
         if not p.visual_length:
             return ImageClassifier(backbone, head)
         depth = p.visual_depth or backbone.visual_layers

@@ -22,7 +22,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from pedbench.contracts import BaseMethod, Output, Task, TaskKind
+from pedbench.contracts import BaseMethod, Output, Task
 from pedbench.nn.backbone import Backbone
 from pedbench.nn.heads import Similarity
 from pedbench.nn.prompts import (
@@ -73,7 +73,7 @@ class MaPLe(nn.Module):
         widths = backbone.text_width, backbone.visual_width
         self.couplings = nn.ModuleList(nn.Linear(*widths) for _ in range(depth))
         self.similarity = Similarity(p.head, backbone, len(task.attributes))
-        self.task_kind: TaskKind = task.kind
+        self.settings = task.reid
 
     def visual_prompts(self) -> Tensor:
         """``(J, P, Wt) -> (J, P, Wv)``."""
@@ -82,7 +82,7 @@ class MaPLe(nn.Module):
 
     def forward(self, images: Tensor) -> Output:
         features = encode_prompted(self.backbone, images, self.visual_prompts())
-        return answer(features, self.texts, self.similarity, self.task_kind)
+        return answer(features, self.texts, self.similarity, self.settings)
 
 
 class Method(BaseMethod[Params]):

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from pedbench.contracts import Batch, Output, ReidSettings, Task
-from pedbench.methods import ianet, lora, resnet50
+from pedbench.methods import clip_reid, ianet, ivlp, lora, maple, promptpar, resnet50, vpt
 from pedbench.nn import interaction
 from pedbench.nn.heads import ImageClassifier, LinearHead, head_reason, image_head
 from pedbench.nn.interaction import ChannelInteraction, SpatialInteraction
@@ -54,6 +54,43 @@ def test_scores_of_margin_losses_are_cosines(kind):
     neck, features = neck_of(id_loss=kind).eval(), 100 * torch.randn(4, 6)
     cosines = F.cosine_similarity(features[:, None], neck.classifier.weight[None], dim=2)
     torch.testing.assert_close(neck(features).logits, cosines)
+
+
+NAMED: dict[str, Any] = {"head": "softmax"}
+HEADS = [
+    lora.Method(lora.Params()),
+    vpt.Method(vpt.Params(head="linear")),
+    promptpar.Method(promptpar.Params(prompt_length=10)),
+    maple.Method(maple.Params(**NAMED, prompt_depth=2)),
+    ivlp.Method(ivlp.Params(**NAMED)),
+    clip_reid.Method(clip_reid.Params()),
+]
+
+
+@pytest.mark.parametrize("method", HEADS, ids=lambda method: type(method).__module__)
+def test_margin_losses_read_cosines_from_every_head(method, backbone):
+    """Necks, texts that are learned, and both of CLIP-ReID's necks; the scale is the loss's."""
+    task = replace(TASK, reid=replace(LOSSES, id_loss="cosface"))
+    backbone = copy.deepcopy(backbone)
+    backbone.clip.logit_scale.data.fill_(9)
+    assert method.supports(task, backbone) is None
+    model = method.build(backbone, task)
+    images = torch.randn(4, 3, *backbone.image_size)
+    known = {"identities": IDENTITIES} if "identities" in getattr(model, "reads", ()) else {}
+    out = model(images, **known)
+    found = {name: s for name, s in out.extras.items() if name == "projected_logits"}
+    assert len(found) == (type(method) is clip_reid.Method)
+    for scores in (out.logits, *found.values()):
+        assert scores.shape == (4, 5) and 0 < scores.abs().max() < 1 + 1e-5
+    batch = Batch(images, torch.empty(4, 0), IDENTITIES)
+    assert method.loss(out, batch, task)["id"].isfinite()
+
+
+@pytest.mark.parametrize("method", [HEADS[3], HEADS[4]], ids=["maple", "ivlp"])
+def test_there_is_nothing_behind_a_neck_that_is_not_there(method, backbone):
+    assert method.supports(TASK, backbone) is None
+    after = replace(TASK, reid=replace(LOSSES, feature="after"))
+    assert (method.supports(after, backbone) or "").startswith("feature after: there is no neck")
 
 
 def test_linear_heads_are_the_neck_and_classifiers_let_it_through(backbone):

@@ -7,8 +7,9 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from pedbench.contracts import Output, Task, TaskKind
+from pedbench.contracts import Output, ReidSettings, Task
 from pedbench.nn.backbone import Backbone
 from pedbench.nn.heads import ImageClassifier, Similarity, TextHead, TextHeadKind, head_reason
 from pedbench.nn.sentences import attribute_sentences
@@ -57,8 +58,11 @@ def learned_text_reason(kind: str, task: Task) -> str | None:
     `BaseMethod.supports`. Persons, unlike attributes, have texts only if these are learned."""
     if task.kind == "par":
         return head_reason(kind, task)
-    wanted = "use softmax, over the persons of the training images"
-    return None if kind == "softmax" else f"head {kind} asks for attributes: {wanted}"
+    if kind != "softmax":
+        return f"head {kind} asks for attributes: use softmax, over the training images' persons"
+    if task.reid and task.reid.feature == "after":
+        return "feature after: there is no neck that it could be behind; use before"
+    return None
 
 
 class PromptedTexts(nn.Module):
@@ -114,26 +118,33 @@ class PromptedTexts(nn.Module):
 
 
 def answer(
-    features: Tensor, texts: nn.Module, similarity: Similarity, task_kind: TaskKind
+    features: Tensor, texts: nn.Module, similarity: Similarity, settings: ReidSettings | None
 ) -> Output:
-    """Image features ``(B, E)`` against what ``texts() -> (T, E)`` gives. In re-identification the
-    features are what is compared, and persons of the training images are told by their texts in
-    training alone."""
-    if task_kind == "par":
+    """Image features ``(B, E)`` against what ``texts() -> (T, E)`` gives. With the ``settings`` of
+    re-identification the features are what is compared, and persons of the training images are told
+    by their texts in training alone: by plain cosines where the loss has a scale of its own."""
+    if settings is None:
         return Output(similarity(features, texts()))
-    logits = similarity(features, texts()) if similarity.training else features[:, :0]
+    if not similarity.training:
+        logits = features[:, :0]
+    elif settings.id_loss == "cross_entropy":
+        logits = similarity(features, texts())
+    else:
+        logits = F.normalize(features, dim=1) @ F.normalize(texts(), dim=1).T
     return Output(logits, {"before": features}, features)
 
 
 class LearnedTexts(TextHead):
     """`TextHead` of texts that are learned; see `answer`."""
 
-    def __init__(self, texts: nn.Module, similarity: Similarity, task_kind: TaskKind) -> None:
+    def __init__(
+        self, texts: nn.Module, similarity: Similarity, settings: ReidSettings | None
+    ) -> None:
         super().__init__(texts, similarity)
-        self.task_kind: TaskKind = task_kind
+        self.settings = settings
 
     def forward(self, features: Tensor) -> Output:
-        return answer(features, self.texts, self.similarity, self.task_kind)
+        return answer(features, self.texts, self.similarity, self.settings)
 
 
 def encode_prompted(backbone: Backbone, images: Tensor, prompts: Tensor) -> Tensor:
