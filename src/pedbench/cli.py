@@ -125,6 +125,26 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--out", type=Path, help="CSV file (default: standard output)")
     one.add_argument("--weights", type=Path, help="backbone checkpoint, if not found by name")
 
+    one = user("rerank", rerank, "score a run of re-identification with re-ranking as well")
+    one.add_argument("--run", required=True, type=Path, help="a seed folder below results/runs")
+    one.add_argument("--subset", choices=("val", "test"), default="test", help="(default: test)")
+    for name, value, about in (("k1", 20, "neighbours"), ("k2", 6, "neighbours of expansion")):
+        text = f"{about} (default: %(default)s, the paper's)"
+        one.add_argument(f"--{name}", type=int, default=value, help=text)
+    one.add_argument(
+        "--weight",
+        type=float,
+        default=0.3,
+        help="of the original distance; 1 leaves the ranking as it is (default: %(default)s)",
+    )
+    one.epilog = (
+        "Re-ranking (Zhong et al., CVPR 2017) brings gallery images forward that have their "
+        "nearest neighbours in common with the query. It reads the features that the run kept "
+        "and trains nothing. It looks at the other queries too, so a number with it is compared "
+        "only with numbers with it: the suite's tables never contain one. Choose k1, k2 and the "
+        "weight with --subset val, where the split has it."
+    )
+
     one = user("compare", compare, "test two variants against each other, ours or imported")
     for name, metavar in (("first", "A"), ("second", "B")):
         one.add_argument(name, metavar=metavar, help="method[/variant] or import:method[/variant]")
@@ -356,6 +376,12 @@ def predict(run: Path, pictures: list[Path], out: Path | None, weights: Path | N
 
     table = label_pictures(run, pictures, weights)
     table.to_csv(out if out is not None else sys.stdout, index=False, float_format="%.4f")
+
+
+def rerank(run: Path, subset: str, k1: int, k2: int, weight: float) -> None:
+    from pedbench.reranked import reranked
+
+    print(reranked(run, subset, k1, k2, weight), end="")
 
 
 def compare(
