@@ -129,7 +129,8 @@ def _listed(root: Path, folder: Path, name: str) -> list[Record]:
     subset: Subset = "train" if train else "test"
     splits = ("reid", "reid_list_train") if name != "list_val.txt" else ("reid",)
     found, wrong = [], []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    lines = path.read_text(encoding="utf-8").rstrip().splitlines()  # copies end in blank lines
+    for number, line in enumerate(lines, start=1):
         image, _, person = line.strip().rpartition(" ")
         match = NAME.fullmatch(image)
         if match is None or not person.isdecimal() or int(match[1]) != int(person):

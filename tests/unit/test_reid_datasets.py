@@ -205,6 +205,15 @@ def test_mistake_20_market_junk_and_thumbs(tmp_path):
     assert "not named as in Market-1501" in look("market1501", root).problems[0]
 
 
+def test_market_files_may_end_in_capitals(tmp_path):
+    root = fake("market1501", tmp_path)
+    before = rows("market1501", root)
+    for file in sorted(root.rglob("*.jpg"))[::2]:
+        file.rename(file.with_suffix(".JPG"))
+    after = rows("market1501", root)
+    assert {name.lower() for name in after} == {name.lower() for name in before} != set(after)
+
+
 @pytest.mark.parametrize("place", ["market1501/Market-1501-v15.09.15", "Market-1501", "."])
 def test_mistake_21_market_layouts(place, tmp_path):
     root = fake("market1501", tmp_path / "market")
@@ -261,6 +270,13 @@ def test_mistake_22_msmt_layouts(msmt, place, tmp_path):
     (msmt / "MSMT17_V1").rename(moved / place)
     root = moved / "MSMT17" if place == "MSMT17/MSMT17" else moved
     assert rows("msmt17", root) == before
+
+
+def test_msmt_lists_may_end_in_blank_lines(msmt):
+    before = rows("msmt17", msmt)
+    path = msmt / "MSMT17_V1/list_query.txt"
+    path.write_text(path.read_text() + "\n \n")
+    assert rows("msmt17", msmt) == before
 
 
 def test_mistake_22_msmt_lists_are_missing(msmt):

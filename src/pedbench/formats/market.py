@@ -10,12 +10,12 @@ import numpy as np
 
 from pedbench.contracts import PedbenchError
 from pedbench.formats.fakes import noise
-from pedbench.formats.layout import release_folder
+from pedbench.formats.layout import is_picture, release_folder
 
 TRAIN, GALLERY, QUERY = "bounding_box_train", "bounding_box_test", "query"
 JUNK, DISTRACTOR = -1, 0  # numbers of no person: left out; a wrong answer, whatever the query
 
-_NAME = re.compile(r"(-?\d+)_c(\d)s\d+_\d+_\d+\.jpg")
+_NAME = re.compile(r"(-?\d+)_c(\d)s\d+_\d+_\d+\.(?i:jpg)")
 _FOLDER = "Market-1501-v15.09.15"
 
 
@@ -29,7 +29,8 @@ def market_folder(root: Path, *wanted: str) -> Path:
 def pictures(folder: Path) -> dict[str, tuple[int, int]]:
     """File -> person and camera (from 0) of every picture but the junk, sorted. Raises
     PedbenchError when a picture is not named as in the release."""
-    names = sorted(p.name for p in folder.iterdir() if p.suffix == ".jpg" and p.name[:2] != "._")
+    files = (p for p in folder.iterdir() if p.suffix.lower() == ".jpg" and is_picture(p))
+    names = sorted(p.name for p in files)
     found = {name: _NAME.fullmatch(name) for name in names}
     strange = [name for name, match in found.items() if match is None]
     if strange:
