@@ -244,7 +244,8 @@ class Method(BaseMethod[Params]):
             "random_erasing": 0.0,
         }
         rest = tuple(name for name in groups if name != PROMPTS)
-        return Stage(PROMPTS, (PROMPTS,), settings=prompts), Stage(IMAGE, rest)
+        first = Stage(PROMPTS, (PROMPTS,), settings=prompts, selects=False)  # images alone compare
+        return first, Stage(IMAGE, rest)
 
     def start_stage(self, model: Any, stage: Stage) -> None:
         model.prompting = stage.name == PROMPTS
@@ -283,13 +284,16 @@ class Method(BaseMethod[Params]):
         from pedbench.tasks.reid_losses import identity_loss, pair_loss, settings_of
 
         settings, terms = settings_of(task), {}
-        scores = {"id": logits, "id_projected": known["projected_logits"]}
-        for name, score in scores.items():
-            terms[name] = settings.id_loss_weight * identity_loss(score, identities, settings)
-        if settings.pair_loss != "none":
+        if settings.id_loss_weight:
+            scores = {"id": logits, "id_projected": known["projected_logits"]}
+            for name, score in scores.items():
+                terms[name] = settings.id_loss_weight * identity_loss(score, identities, settings)
+        if settings.compares:
             for name in ("last", "before", "projected"):
                 loss = pair_loss(settings.pair_loss, known[name], identities, settings.margin)
                 terms[f"pair_{name}"] = settings.pair_loss_weight * loss
-        smoothing = settings.label_smoothing
-        i2t = F.cross_entropy(known["i2t"], identities, label_smoothing=smoothing)
-        return terms | {"i2t": self.params.i2t_weight * i2t}
+        if self.params.i2t_weight:
+            smoothing = settings.label_smoothing
+            i2t = F.cross_entropy(known["i2t"], identities, label_smoothing=smoothing)
+            terms["i2t"] = self.params.i2t_weight * i2t
+        return terms

@@ -45,16 +45,12 @@ class Protocol:
 
     name: str  # of the file
     version: str  # raised whenever the protocol's meaning changes, which invalidates all runs
-    task: TaskKind  # what it is a protocol of
     resize: Literal[
         "pad_square", "pad_square_released", "stretch"
     ]  # black padding to a square, also with the released code's arithmetic, or plain resizing
     normalisation: Literal["half", "clip", "imagenet"]  # mean and deviation: 0.5, or whose
-    image_size: tuple[int, int] | None  # height, width in pixels; null: the backbone's own
-    patch_stride: int | None  # pixels between patches; null: the patch's size, more overlap
     flip: bool  # mirror a training image with probability 1/2
     crop_padding: int  # black border in pixels before the random crop in training; 0: no crop
-    random_erasing: float  # probability that a random box of a training image is hidden
     optimiser: Literal["sgd", "adamw", "adam"]  # update rule; adam's decay is in the gradient
     momentum: float  # of SGD
     weight_decay: float  # of every group that does not set its own
@@ -73,6 +69,11 @@ class Protocol:
     selection: Literal["last_epoch", "best_val_mA", "best_val_mAP"]  # epoch whose weights are kept
     eval_batch_size: int  # images per forward pass in prediction
     checkpoint_steps: int  # optimiser steps between resumable checkpoints
+    # defaults are for runs from before there was the setting: a protocol file states each one
+    task: TaskKind = "par"  # what it is a protocol of
+    image_size: tuple[int, int] | None = None  # height, width in pixels; null: the backbone's own
+    patch_stride: int | None = None  # pixels between patches; null: the patch's size, more overlap
+    random_erasing: float = 0.0  # probability that a random box of a training image is hidden
     milestones: tuple[int, ...] = (30, 50)  # epochs from which multistep takes a tenth of the rate
     # what follows is read in attribute recognition alone
     head_init: Literal["random", "linear_probe"] = (

@@ -70,6 +70,11 @@ class ReidSettings:
     margin: float
     feature: Literal["before", "after"]
 
+    @property
+    def compares(self) -> bool:
+        """Whether the pair loss weighs anything."""
+        return self.pair_loss != "none" and self.pair_loss_weight != 0
+
 
 @dataclass(frozen=True)
 class Task:
@@ -122,12 +127,15 @@ def as_output(value: Output | Tensor) -> Output:
 @dataclass(frozen=True)
 class Stage:
     """One phase of training. ``groups`` names the parameter groups that train in it, ``settings``
-    holds the settings of the protocol that are others in it, e.g. ``{"epochs": 10}``."""
+    holds the settings of the protocol that are others in it, e.g. ``{"epochs": 10}``. Without
+    ``selects`` its epochs are neither validated nor chosen: what is scored does not change in it.
+    """
 
     name: str
     groups: tuple[str, ...]
     lr: float | None = None  # None: each group's own
     settings: Mapping[str, Any] = field(default_factory=dict)
+    selects: bool = True
 
 
 P = TypeVar("P")

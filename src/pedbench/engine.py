@@ -331,6 +331,11 @@ class Fit:
                 batch = self.data.batch(shown, part, device)
                 output = as_output(model(shown, **read(self.model, batch)))
                 terms = self.method.loss(output, batch, self.task)
+            if not terms:
+                raise PedbenchError(
+                    f"{self.label}: every loss weighs 0, so there is nothing to train by: raise "
+                    "id_loss_weight, or name a pair_loss and raise pair_loss_weight"
+                )
             loss = torch.stack(list(terms.values())).sum()
             share = len(part) / len(mine)
             if not torch.isfinite(loss):
@@ -370,7 +375,8 @@ class Fit:
         line |= {f"loss/{name}": value / steps for name, value in self.state.sums.items()}
         line |= {f"lr/{group['name']}": group["lr"] for group in optimiser.param_groups}
         self.state.sums = {}
-        if select and self.validate is not None and (metric := self.protocol.selects_by):
+        selects = select and stage.selects and self.validate is not None
+        if selects and (metric := self.protocol.selects_by):
             line[f"val/{metric}"] = score = self.validate(self.model)
             self.model.train()
             if score > self.state.best:

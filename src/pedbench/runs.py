@@ -26,7 +26,7 @@ REFUSED = "refused.json"
 PREDICTED = ("val", "test")  # subsets
 PACKAGES = (
     *("torch", "torchvision", "open_clip_torch", "peft", "timm", "transformers", "accelerate"),
-    *("optuna", "numpy", "pillow"),
+    *("pytorch-metric-learning", "optuna", "numpy", "pillow"),
 )
 
 

@@ -325,7 +325,7 @@ class Job:
         last step, whose loss nobody saw, left them not finite."""
         protocol, accelerator = self.config.protocol, self.accelerator
         kept = "features" if self.task.kind == "reid" else "logits"
-        cameras = torch.from_numpy(part.manifest.rows["camera"].to_numpy().copy())
+        cameras = torch.from_numpy(part.manifest.rows["camera"].to_numpy(np.int64))
         found = predict(model, part.images, self.backbone, protocol, accelerator, kept, cameras)
         if not np.isfinite(found).all():
             raise Diverged(
@@ -336,12 +336,10 @@ class Job:
 
     def rankings(self, features: np.ndarray, manifest: Manifest) -> Rankings:
         """Of the queries of a subset, among its gallery."""
-        asks = manifest.is_query(self.config.split)
-        known = [manifest.rows[name].to_numpy() for name in ("identity", "camera")]
-        (identity, theirs), (camera, their_cameras) = [(k[asks], k[~asks]) for k in known]
-        sides = features[asks], features[~asks]
+        identity, camera = (manifest.rows[name].to_numpy() for name in ("identity", "camera"))
         cuda = "cuda" if self.accelerator.device.type == "cuda" else None
-        return reid.rank(*sides, identity, theirs, camera, their_cameras, device=cuda)
+        asks = manifest.is_query(self.config.split)
+        return reid.rank_subset(features, asks, identity, camera, device=cuda)
 
     def _predict(
         self, model: nn.Module, part: Part, folder: RunFolder, subset: str, digest: str

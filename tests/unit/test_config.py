@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from dataclasses import fields
 
 import pytest
 import yaml
@@ -18,6 +19,8 @@ from pedbench.config import (
     resolve,
 )
 from pedbench.contracts import PedbenchError
+from pedbench.files import write_json
+from pedbench.runs import RunConfig
 
 PLAN = {
     "protocol": "embedded",
@@ -247,6 +250,30 @@ def test_protocol_errors(shelf, old, new, message):
     file.write_text(text.replace(old, new))
     with fails(message):
         resolve("linear_probe", "default", read_protocol("paper"))
+
+
+@pytest.mark.parametrize("name", [f.name for f in fields(module.Protocol) if f.name != "name"])
+def test_a_protocol_file_states_also_what_has_a_default(shelf, name):
+    """Defaults are for runs from before there was the setting."""
+    task = "reid" if name in module.ONLY["reid"] else "par"
+    file = shelf / "config/protocols" / {"par": "paper.yaml", "reid": "paper_reid.yaml"}[task]
+    values = yaml.safe_load(file.read_text())
+    del values[name]
+    file.write_text(yaml.safe_dump(values))
+    with fails(f"config/protocols/{file.name}: '{name}' is missing; a protocol states every"):
+        read_protocol(file.stem)
+
+
+def test_runs_from_before_re_identification_are_read(tmp_path):
+    spec = resolve("lora", "default", read_protocol("embedded"))
+    later = ("task", "image_size", "patch_stride", "random_erasing", *module.ONLY["reid"])
+    before = {key: value for key, value in spec["protocol"].items() if key not in later}
+    names = {"dataset": "d", "split": "s", "method": "lora", "variant": "default"}
+    run = {**names, "backbone": "tiny_clip", "params": spec["params"], "protocol": before}
+    write_json(tmp_path / "config.json", run)
+    protocol = RunConfig.read(tmp_path / "config.json").protocol
+    assert (protocol.task, protocol.random_erasing) == ("par", 0.0)
+    assert protocol.image_size is None and protocol.patch_stride is None
 
 
 @pytest.mark.parametrize(

@@ -145,6 +145,26 @@ def test_memory_does_not_grow_with_queries_times_gallery():
     assert peak < 4 * len(query) * len(gallery) / 4  # a quarter of the matrix in float32
 
 
+def test_a_subset_ranks_like_its_sides_without_a_copy_of_them():
+    query, gallery, labels = world(7, queries=8, gallery=3000, width=256)
+    mixed = np.random.default_rng(8).permutation(3008)
+    features = np.concatenate([query, gallery])[mixed]
+    asks = mixed < 8
+    who, camera = (
+        np.concatenate([labels[f"query_{what}"], labels[f"gallery_{what}"]])[mixed]
+        for what in ("identity", "camera")
+    )
+    apart = reid.rank(
+        features[asks], features[~asks], who[asks], who[~asks], camera[asks], camera[~asks]
+    )
+    tracemalloc.start()
+    together = reid.rank_subset(features, asks, who, camera)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert_same(together, apart)
+    assert peak < 1.25 * 8 * gallery.size  # the gallery in float64; a float32 copy would be 1.5
+
+
 def reference_cosines(query: np.ndarray, gallery: np.ndarray) -> np.ndarray:
     q, g = (x.astype(np.float64) for x in (query, gallery))
     return q @ g.T / np.outer(np.linalg.norm(q, axis=1), np.linalg.norm(g, axis=1))

@@ -13,14 +13,14 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from pedbench.checkpoint import Checkpoints
+from pedbench.checkpoint import Checkpoints, load_tensors
 from pedbench.config import protocol_of, read_protocol, resolve
 from pedbench.contracts import PedbenchError
 from pedbench.data import Images, erase, identity_batches
 from pedbench.engine import Fit
 from pedbench.files import read_json
 from pedbench.registry import load_method, load_params
-from pedbench.runs import RunConfig, RunFolder
+from pedbench.runs import RunConfig, RunFolder, epoch_file
 from pedbench.tasks import reid
 from pedbench.train import Part, make_task, train, training_set
 
@@ -105,6 +105,39 @@ def test_a_run_keeps_features_and_what_every_query_found(run, manifest):
         assert np.array_equal(np.stack(found["top"].tolist()), again.top)
     files = read_json(folder.done)["files"]
     assert {"rankings.val.parquet", "rankings.test.parquet"} <= files.keys()
+    versions = read_json(folder.path / "environment.json")["packages"]
+    assert {"torch", "pytorch-metric-learning"} <= versions.keys()
+
+
+def test_a_method_that_reads_cameras_predicts_with_them(run):
+    folder = run("clip_reid", sie="cls", prompt_epochs=1)
+    assert pq.read_table(folder.rankings("test"), columns=["AP"]).num_rows == 4
+    features = pq.read_table(folder.predictions("test"))["feature"].to_pylist()
+    assert np.isfinite(features).all()
+
+
+def test_the_first_stage_of_clip_reid_is_neither_validated_nor_chosen(prepare, monkeypatch):
+    """Nothing that is compared moves in it."""
+    scores = iter([0.5, 0.75, 0.25])
+    monkeypatch.setattr("pedbench.train.Job._validation", lambda job: lambda model: next(scores))
+    values = {"selection": "best_val_mAP", "prompt_epochs": 2, "epochs": 3, "batch_size": 16}
+    arguments = prepare("clip_reid", split="reid", lr=1e-3, **values)
+    train(*arguments, seeds=[0], threads=1, keep_epochs=True)
+    folder = RunFolder(arguments[0].parent / "seed0")
+    lines = [json.loads(line) for line in folder.metrics.read_text().splitlines()]
+    known = [(line["stage"], line.get("val/mAP")) for line in lines]
+    assert known == [("prompts", None)] * 2 + [("image", 0.5), ("image", 0.75), ("image", 0.25)]
+    chosen, best = (load_tensors(f)[0] for f in (folder.adapter, epoch_file(folder.epochs, 3)))
+    assert chosen.keys() == best.keys()
+    assert all(torch.equal(chosen[name], best[name]) for name in best)
+
+
+def test_a_protocol_without_a_loss_is_refused(run):
+    values = {"id_loss_weight": 0.0, "pair_loss": "none"}
+    with pytest.raises(PedbenchError, match=r"raise id_loss_weight, or name a pair_loss"):
+        run("full_finetune", **values)
+    with pytest.raises(PedbenchError, match=r"raise id_loss_weight, or name a pair_loss"):
+        run("clip_reid", prompt_epochs=1, i2t_weight=0.0, **values)
 
 
 def test_a_changed_ranking_is_noticed(run):

@@ -99,6 +99,20 @@ def rank(
     return who.rankings(cosines(q, g, chunk, device), top)
 
 
+def rank_subset(
+    features: NDArray,
+    asks: NDArray[np.bool_],
+    identity: Integers,
+    camera: Integers,
+    device: str | None = None,
+) -> Rankings:
+    """As ``rank``, of ``features (N, D)`` of which those that ``asks (N,)`` are the queries and all
+    others the gallery. It picks them part by part: no copy stands beside the scaled gallery."""
+    q, g = np.flatnonzero(asks), np.flatnonzero(~asks)
+    who = Labels.of(identity[q], identity[g], camera[q], camera[g])
+    return who.rankings(cosines(features, features, device=device, rows=(q, g)), TOP)
+
+
 def rank_distances(
     distances: ArrayLike,
     query_identity: ArrayLike,
@@ -173,14 +187,20 @@ class Labels:
 
 
 def cosines(
-    query: NDArray, gallery: NDArray, chunk: int = CHUNK, device: str | None = None
+    query: NDArray,
+    gallery: NDArray,
+    chunk: int = CHUNK,
+    device: str | None = None,
+    rows: tuple[Integers, Integers] | None = None,
 ) -> Iterator[Row]:
     """For each of ``query (Q, D)`` its cosines with ``gallery (G, D)``, ``(G,)`` float32, as they
-    are and in ascending order; ``chunk`` queries are compared at a time."""
-    columns = unit(gallery).T
-    parts = (unit(query[i : i + chunk]) for i in range(0, len(query), chunk))
+    are and in ascending order; ``chunk`` queries are compared at a time. ``rows``: the positions of
+    those that are meant in either; None: all."""
+    q, g = rows or (np.arange(len(query)), np.arange(len(gallery)))
+    columns = unit(gallery, g).T
+    parts = (unit(query, q[i : i + chunk]) for i in range(0, len(q), chunk))
     if device is None:
-        room = np.empty((min(chunk, len(query)), len(gallery)))
+        room = np.empty((min(chunk, len(q)), len(g)))
         for part in parts:
             for exact in np.matmul(part, columns, out=room[: len(part)]):
                 scores = exact.astype(np.float32)
@@ -195,9 +215,13 @@ def cosines(
         yield from zip(scores.cpu().numpy(), ascending.cpu().numpy(), strict=True)
 
 
-def unit(features: NDArray) -> Floats:
-    """``(N, D)`` scaled to unit length and rounded to multiples of 1 / GRID."""
-    scaled = np.array(features, dtype=np.float64, order="C")
+def unit(features: NDArray, rows: Integers | None = None) -> Floats:
+    """``features (N, D)``, those at the positions ``rows``, scaled to unit length and rounded to
+    multiples of 1 / GRID."""
+    rows = np.arange(len(features)) if rows is None else rows
+    scaled = np.empty((len(rows), features.shape[1]))
+    for i in range(0, len(rows), CHUNK):  # at once it would copy them in their own type first
+        scaled[i : i + CHUNK] = features[rows[i : i + CHUNK]]
     length = np.sqrt(np.einsum("nd,nd->n", scaled, scaled))
     if not np.isfinite(length).all():
         raise PedbenchError(

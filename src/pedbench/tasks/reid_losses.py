@@ -47,7 +47,7 @@ def reid_terms(output: Output, batch: Batch, task: Task) -> dict[str, Tensor]:
         if settings.id_loss_weight:
             loss = identity_loss(output.logits.float(), identities, settings)
             terms["id"] = settings.id_loss_weight * loss
-        if settings.pair_loss != "none" and settings.pair_loss_weight:
+        if settings.compares:
             features = output.extras["before"].float()
             loss = pair_loss(settings.pair_loss, features, identities, settings.margin)
             terms["pair"] = settings.pair_loss_weight * loss
