@@ -107,11 +107,20 @@ def rank_by_validation(
     rows: Iterable[tuple[str, str]], long: pd.DataFrame, dataset: str, split: str, metric: str
 ) -> list[tuple[str, str]]:
     """``rows``, methods with their variants, by the mean of the seeds' ``metric`` on validation
-    images, highest first; equal ones, and those without a value, keep their order."""
+    images, highest first; equal ones, and those without a value, keep their order. On a split
+    without validation images the last come first: one's own method stands last in a plan."""
+    rows = list(rows)
+    if not has_validation(long, dataset, split):
+        return rows[::-1]
     scores = select(long, dataset=dataset, split=split, subset="val", metric=metric, attribute="")
     means: Any = scores.groupby(["method", "variant"])["value"].mean()
     means = means.fillna(-1.0)
     return sorted(rows, key=lambda row: -means.get(row, -1.0))
+
+
+def has_validation(long: pd.DataFrame, dataset: str, split: str) -> bool:
+    """Whether ``rank_by_validation`` has scores to go by, so that its first is the best."""
+    return not select(long, dataset=dataset, split=split, subset="val").empty
 
 
 def select(table: pd.DataFrame, **values: Any) -> pd.DataFrame:

@@ -24,7 +24,7 @@ from PIL import Image
 from torch import Tensor
 
 from pedbench import registry
-from pedbench.collect import rank_by_validation, read_long
+from pedbench.collect import has_validation, rank_by_validation, read_long
 from pedbench.config import HEADLINE
 from pedbench.contracts import UNKNOWN, Attribute, Region, TaskKind
 from pedbench.data import Images
@@ -156,6 +156,11 @@ class Scene:
         rows = {(e["method"], e["variant"]): e for e in experiments}
         ranked = rank_by_validation(rows, long, self.dataset, self.split, HEADLINE[self.task])
         self.ranking = [rows[row] for row in ranked]
+        self.first = (
+            f"best by validation {HEADLINE[self.task]}"
+            if has_validation(long, self.dataset, self.split)
+            else "last in the plan (there are no validation images to choose by)"
+        )
         baseline = plan["comparison"]["baseline"]
         self.baseline = next((e for e in experiments if key_of(e) == baseline), None)
 
@@ -164,7 +169,7 @@ class Scene:
         return f"{self.dataset}, {self.split} split"
 
     def best(self, among: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
-        """By validation mA, or mAP, the mean over the seeds; the first where there is none."""
+        """By validation mA, or mAP, the mean over the seeds; else what ``first`` says."""
         return min(among, key=self.ranking.index)
 
     @property
@@ -212,7 +217,7 @@ def examples(scene: Scene) -> Picture:
         f"Predicted attributes, {scene.name}",
         "Test pictures with the attributes that they have or, in italics, that a method gives them "
         f"wrongly. Above the {len(few)} pictures with the fewest errors of {name_of(variants[0])}, "
-        f"the best by validation mA{scene.aside}, below the {len(many)} with the most; ties are "
+        f"the {scene.first}{scene.aside}, below the {len(many)} with the most; ties are "
         "broken at random, with the seed of the comparison. One run each, its first seed. "
         "Attributes that nobody could label are left out.",
         CATEGORY,
@@ -234,7 +239,7 @@ def galleries(scene: Scene) -> Picture:
         f"Test queries and, on their right, the {TOP} nearest images of the gallery, nearest "
         "first; images of the query's person by its own camera are left out. Solid frame, ✓: the "
         "same person; dotted frame, ✗: another. Above, queries drawn at random with the seed of "
-        f"the comparison; below, those with the lowest AP of {names[0]}, the best by validation mAP"
+        f"the comparison; below, those with the lowest AP of {names[0]}, the {scene.first}"
         f"{scene.aside}. Queries without a right image are none of them. AP is that of the query. "
         "One run each, its first seed.",
         CATEGORY,
@@ -392,8 +397,8 @@ def response_picture(scene: Scene, rows: Sequence[Seen]) -> Picture:
         "Attention in the last layer of the image tower over the patches, the mean over heads and "
         "tokens, each map scaled to its own maximum. Global: class token and prompts that see the "
         "whole picture; further columns: tokens that a mask confines to a region. Rows: the "
-        "baseline, and of each method that brings tokens into the last layer its best variant (by "
-        "validation mA) without and with regions, first seed. The test pictures were drawn at "
+        "baseline, and of each method that brings tokens into the last layer a variant without and "
+        f"one with regions, each the {scene.first}; first seed. The test pictures were drawn at "
         "random with the seed of the comparison. Attention says where a token takes its content "
         "from, not what the scores depend on.",
         CATEGORY,
@@ -442,8 +447,8 @@ def relevance_pictures(scene: Scene, few: Manifest, seen: Sequence[Seen]) -> Ite
             "Occlusion sensitivity (Zeiler and Fergus, ECCV 2014): how much the attribute's logit "
             "falls when a square, an eighth of the picture high, is hidden by the picture's mean "
             "colour; each map scaled to its own maximum, rises not shown. Below: the attribute's "
-            "probability for the whole picture. Columns: the best variant of each method by "
-            "validation mA, first seed. The pictures were drawn at random with the seed of the "
+            "probability for the whole picture. Columns: a variant of each method, the "
+            f"{scene.first}; first seed. The pictures were drawn at random with the seed of the "
             "comparison, and so were their attributes, among those that are present, each of "
             "another part of the body.",
             CATEGORY,

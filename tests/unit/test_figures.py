@@ -448,6 +448,12 @@ def test_too_many_curves_leave_the_best_and_the_baseline(mixed, monkeypatch):
     (picture,) = retrieval.pictures(m)
     assert retrieval.chosen(m, RETRIEVAL) == [("linear_probe", "default"), ("full", "default")]
     assert "the best 1 of the other methods by validation mAP" in picture.caption
+    m = replace(m, scores=m.scores.query("subset == 'test'"))
+    (picture,) = retrieval.pictures(m)
+    *_, last = (row for row in m.rows(RETRIEVAL) if row != m.baseline)
+    assert retrieval.chosen(m, RETRIEVAL) == [("linear_probe", "default"), last]
+    assert "the last 1 of the other methods in the plan" in picture.caption
+    assert "best" not in picture.caption and m.best(RETRIEVAL) == last
 
 
 def test_a_plan_that_tests_nothing_of_a_task_still_shows_it(mixed):

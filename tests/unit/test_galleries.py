@@ -86,6 +86,19 @@ def test_every_image_has_the_frame_and_the_sign_of_what_it_is(results, scene):
     assert "Full fine-tuning" in picture.caption and "the baseline aside" in picture.caption
 
 
+def test_without_validation_images_the_last_of_the_plan_stands_for_the_others(results):
+    """As on the splits of papers; nothing there is called the best."""
+    long = read_long(results.root / "long.parquet").query("subset == 'test'")
+    plan = results.plan
+    plan["experiments"] = [plan["experiments"][i] for i in (0, 2, 1)]
+    plan["comparison"]["baseline"] = "zero_shot/default"
+    scene = Scene(plan["experiments"], read_manifest(results.manifests["r"]), long, plan)
+    picture = galleries(scene)
+    assert [e["method"] for e in scene.compared] == ["linear_probe", "zero_shot"]
+    assert "lowest AP of Linear probe, the last in the plan (there are no" in picture.caption
+    assert "best" not in picture.caption
+
+
 def test_a_plan_of_retrieval_alone_has_galleries_and_nothing_else(results, tmp_path, monkeypatch):
     monkeypatch.setattr("pedbench.galleries.QUERIES", 1)
     plan = results.plan | {"experiments": results.plan["experiments"][:2]}

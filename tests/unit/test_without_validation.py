@@ -95,7 +95,7 @@ def test_tables_and_figures(results):
     extra: Any = {"cost": results / "cost.csv", "selection": results / "selection.csv"}
     scores = read_long(long)
     ranked = rank_by_validation([("zero_shot", "x"), ("full", "x")], scores, "a", "trainval", "mA")
-    assert ranked == [("zero_shot", "x"), ("full", "x")]
+    assert ranked == [("full", "x"), ("zero_shot", "x")]
     write_figures(plan, long, stats, extra["cost"], extra["selection"], results / "figures")
     names = {path.stem for path in (results / "figures").glob("*.png")}
     assert {"attributes_a_trainval", "selection_a_trainval"} <= names

@@ -18,8 +18,8 @@ from pedbench.stats import ATTRIBUTES
 
 CATEGORY = "Attributes"
 CHOSEN = (
-    "the method with the highest mA on validation images (where the split has none, the first of "
-    "the tables), the baseline aside"
+    "the method with the highest mA on validation images (where the split has none, the last in "
+    "the plan), the baseline aside"
 )
 
 

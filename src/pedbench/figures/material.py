@@ -119,7 +119,8 @@ class Material:
         return [read_run(folder / f"seed{seed}") for seed in experiment["seeds"]]
 
     def best(self, place: Place) -> Row | None:
-        """The variant with the highest mA, or mAP, on validation images, the baseline aside."""
+        """The variant with the highest mA, or mAP, on validation images, the baseline aside; where
+        the split has none, the last of the plan."""
         rows = [row for row in self.rows(place) if row != self.baseline]
         metric = HEADLINE[self.tasks[place]]
         return next(iter(rank_by_validation(rows, self.scores, *place, metric)), None)

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from pedbench.collect import rank_by_validation
+from pedbench.collect import has_validation, rank_by_validation
 from pedbench.config import HEADLINE
 from pedbench.figures.material import Material, Place, Row, stem, words
 from pedbench.figures.style import WIDTH, Picture, looks, short
@@ -25,21 +25,33 @@ def pictures(m: Material) -> Iterator[Picture]:
     """One figure per dataset and split for re-identification."""
     for place in m.of_task("reid"):
         rows = chosen(m, place)
-        left_out = len(m.rows(place)) - len(rows)
         yield Picture(
             stem("cmc", place),
             draw(m, place, rows),
             f"Cumulative matching characteristic, {words(place)}",
             "Share of the test queries with a right image among the first r of the gallery, "
             "against r; mean over the seeds. Queries without any right image are left out."
-            + f" Shown: the baseline and the best {len(rows) - (m.baseline in rows)} of the other "
-            f"methods by validation {HEADLINE['reid']}." * bool(left_out),
+            + selected(m, place, rows),
             "Comparison",
         )
 
 
+def selected(m: Material, place: Place, rows: list[Row]) -> str:
+    """A sentence on which ``rows`` are shown, where they are not all."""
+    if len(rows) == len(m.rows(place)):
+        return ""
+    count = len(rows) - (m.baseline in rows)
+    if has_validation(m.scores, *place):
+        return f" Shown: the baseline and the best {count} of the other methods by validation mAP."
+    return (
+        f" Shown: the baseline and the last {count} of the other methods in the plan (there are no "
+        "validation images to choose by)."
+    )
+
+
 def chosen(m: Material, place: Place) -> list[Row]:
-    """The baseline and the best others on validation images, in the order of the tables."""
+    """The baseline and the best others on validation images, else the last of the plan, in the
+    order of the tables."""
     others = [row for row in m.rows(place) if row != m.baseline]
     best = rank_by_validation(others, m.scores, *place, HEADLINE["reid"])
     best = best[: SHOWN - (m.baseline in m.rows(place))]
