@@ -280,8 +280,10 @@ def test_both_tasks_are_compared_each_in_its_metrics(tmp_path):
     text = as_text(found)
     assert "Protocol embedded_reid v1: queries against the gallery." in text
     assert "F1 is F1_instance." in text and "9 persons" in text
+    assert "In percent, on test images and queries, mean" in text
     found = compare(tmp_path, "lora", "linear_probe", (), ["mINP"])
     assert [t["place"] for t in found.tests] == ["r/reid"]
     assert "a/standard: left out, it has none of the metrics mINP" in found.notes
+    assert "In percent, on test queries, mean" in as_text(found)
     with pytest.raises(PedbenchError, match="compared nowhere: a/standard: left out"):
         compare(tmp_path, "lora", "linear_probe", ["a/standard"], ["mINP"])

@@ -11,6 +11,7 @@ from pedbench.results import Run, headline
 from pedbench.versus.compare import Row, Versus
 
 UNITS = {"image": "images", "identity": "persons"}
+TESTED = {"par": "images", "reid": "queries"}
 ABSENT = "–"
 
 
@@ -44,9 +45,11 @@ def as_text(found: Versus, by_seed: bool = False) -> str:
     ]
     places = dict.fromkeys(test["place"] for test in tests)
     protocols = dict.fromkeys(meaning(a.runs[place][0]) for place in places)
+    tested = dict.fromkeys(TESTED[a.runs[place][0].task] for place in places)
     families = dict.fromkeys(str(test["family"]) for test in tests)
     explained = [
-        f"In percent, on test images, mean over paired seeds. {' '.join(protocols)}",
+        f"In percent, on test {' and '.join(tested)}, mean over paired seeds. "
+        f"{' '.join(protocols)}",
         f"p and interval: paired bootstrap of {found.resamples} resamples, and the variance "
         "between seeds.",
         f"p (Holm): corrected for the {' or '.join(families)} metrics of a place; below "
