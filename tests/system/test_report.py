@@ -61,7 +61,7 @@ def test_it_says_what_was_run(page):
         assert text in about
     assert "with the seeds 0, under" in about
     categories = list(variable(page, "categories"))
-    assert sorted(categories) == ["1 Tables", "2 Figures", "3 Tables of the paper"]
+    assert sorted(categories) == ["1 Tables", "2 Figures", "3 Tables of papers"]
     timed = {entry["rule"] for entry in variable(page, "runtimes_spec")["data"]["values"]}
     assert timed >= {"train", "score", "stats", "figures", "pictures", "tables", "track"}
 

@@ -95,7 +95,7 @@ def tables_for_report(folder):
         patterns=["{name,(?!index[.]html$).+}.html"],
         caption="../report/table.rst",
         category=lambda wildcards: (
-            "3 Tables of the paper" if Path(wildcards.name).parent.name else "1 Tables"
+            "3 Tables of papers" if Path(wildcards.name).parent.name else "1 Tables"
         ),
         labels=lambda wildcards, output: {
             "Table": reported("title", output, wildcards)
