@@ -3,7 +3,7 @@
 Paper: Lin et al., "Improving Person Re-identification by Attribute and Identity Learning", Pattern
 Recognition 2019.
 Trains: the image tower, the neck and one linear unit per attribute.
-Parameters: 86,591,515 at ViT-B/16, 304,564,507 at ViT-L/14 (27 attributes, 751 persons).
+Parameters: 86,593,054 at ViT-B/16, 304,566,814 at ViT-L/14 (30 attributes, 751 persons).
 Published: mAP 66.89, rank-1 87.04 on Market-1501 with a ResNet-50 (not read at the source).
 Run: snakemake --cores all results/apr/tables --config results=results/apr
 'datasets=[synthetic_reid/reid]' 'methods=[full_finetune,apr]'

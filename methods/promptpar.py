@@ -14,12 +14,12 @@ The defaults are the paper's, read soundly where its text and its code disagree;
 ``released_code`` computes what the authors' code computes. docs/decisions/promptpar.md lists
 every difference. The paper counts 2.30 M (ViT-B/16) and 3.27 M (ViT-L/14) trained parameters.
 In re-identification, which the paper does not treat, the prompts of the image tower are learned
-alone, below a neck; hyperparameters of texts, fusion and similarity then mean nothing.
+alone, below a neck; forms that differ in texts, fusion or similarity are then refused.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import log
 from typing import Any, Literal
 
@@ -78,6 +78,14 @@ class Params:
     lr: float = 8e-3  # rate of fusion and head
     prompt_lr: float = 4e-3  # rate of prompts, region CLS tokens and similarity
     prompt_warmup_epochs: int | None = None  # of the prompts; None: the protocol's
+
+
+# read where attributes have texts: hyperparameters of texts, fusion and similarity
+OF_ATTRIBUTES = (
+    *("text_prompt_length", "text_prompt_position", "expanded_sentences", "fusion", "mm_layers"),
+    *("mm_init", "mm_width", "mm_heads", "mm_drop_path", "train_mm_norms", "train_mlp"),
+    *("gl_weight", "gl_aggregation", "gl_global_token", "gl_score", "gl_threshold"),
+)
 
 
 class PromptedTower(nn.Module):
@@ -274,12 +282,27 @@ class Method(BaseMethod[Params]):
 
     def supports(self, task: Task, backbone: Backbone) -> str | None:
         reason = super().supports(task, backbone)
+        if reason is None and task.kind == "reid":
+            reason = self._unread()
         if reason is None and self.params.prompt_depth > backbone.visual_layers:
             return (
                 f"prompt_depth {self.params.prompt_depth} exceeds the {backbone.visual_layers} "
                 f"layers of {backbone.name}"
             )
         return reason
+
+    def _unread(self) -> str | None:
+        """Why these hyperparameters are none of re-identification's. Without global-local
+        similarity, as forms without regions are, there is nothing to refuse."""
+        default = Params()
+        given = replace(self.params, gl_weight=self.params.gl_weight or default.gl_weight)
+        for key in OF_ATTRIBUTES:
+            if getattr(given, key) != getattr(default, key):
+                return (
+                    f"{key} is of attributes' texts, of which persons have none: leave it at "
+                    f"{getattr(default, key)}"
+                )
+        return None
 
     def build(self, backbone: Backbone, task: Task) -> nn.Module:
         model = PromptedPerson if task.kind == "reid" else PromptPAR

@@ -16,7 +16,7 @@ from pedbench.files import write_json
 from pedbench.nn.backbone import shape_only
 
 # for which the headers count parameters: RAPv1, or, of re-identification alone, Market-1501
-ATTRIBUTES = {"par": 51, "reid": 27}
+ATTRIBUTES = {"par": 51, "reid": 30}
 IDENTITIES, CAMERAS = 751, 6
 COUNT = re.compile(r"([\d,]+) (?:at (ViT-B/16|ViT-L/14)|whatever the backbone)")
 

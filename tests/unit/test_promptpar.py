@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 from unittest import mock
 
@@ -11,6 +12,7 @@ from conftest import ATTRIBUTES, MODEL
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pedbench.config import read_variants
 from pedbench.contracts import Batch, PedbenchError, Task
 from pedbench.methods.promptpar import GlobalLocal, Method, Params, PromptPAR
 from pedbench.nn.backbone import Backbone
@@ -19,6 +21,7 @@ from pedbench.nn.fusion import mm_former
 from pedbench.nn.regions import region_mask, region_patches
 
 TASK = Task("par", ATTRIBUTES, (0.3,) * len(ATTRIBUTES))
+PERSONS = Task("reid", (), (), identities=5)
 EVERY_FORM = [
     {},
     {"regions": 0},
@@ -98,6 +101,25 @@ def test_depth_beyond_the_encoder_is_refused_with_a_reason(backbone):
     reason = Method(Params(prompt_depth=layers + 1)).supports(TASK, backbone)
     assert reason is not None and f"exceeds the {layers} layers" in reason
     assert Method(Params(prompt_depth=layers)).supports(TASK, backbone) is None
+
+
+@pytest.mark.parametrize("label", ["mlp", "mm2", "no_text_prompts", "bare_names", "released_code"])
+def test_forms_that_differ_in_texts_alone_are_refused_for_persons(backbone, label):
+    """They would train as copies of the default."""
+    changes = read_variants()["promptpar"][label]
+    names = {field.name for field in dataclasses.fields(Params)}
+    own = {key: value for key, value in changes.items() if key in names}
+    method = Method(Params(**own))
+    assert method.supports(TASK, backbone) is None
+    reason = method.supports(PERSONS, backbone) or ""
+    assert reason.partition(" ")[0] in own and "attributes' texts" in reason
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"regions": 0, "gl_weight": 0.0}, {"prompt_init": "zero", "lr": 0.1}]
+)
+def test_forms_that_differ_in_the_image_tower_are_for_persons_too(backbone, changes):
+    assert Method(Params(**changes)).supports(PERSONS, backbone) is None
 
 
 def test_zero_and_random_start(backbone):
