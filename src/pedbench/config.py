@@ -74,6 +74,7 @@ class Protocol:
     image_size: tuple[int, int] | None = None  # height, width in pixels; null: the backbone's own
     patch_stride: int | None = None  # pixels between patches; null: the patch's size, more overlap
     random_erasing: float = 0.0  # probability that a random box of a training image is hidden
+    erasing_fill: Literal["mean", "pixel"] = "mean"  # the mean colour, or each pixel's own noise
     milestones: tuple[int, ...] = (30, 50)  # epochs from which multistep takes a tenth of the rate
     # what follows is read in attribute recognition alone
     head_init: Literal["random", "linear_probe"] = (
@@ -119,6 +120,11 @@ ONLY: Mapping[TaskKind, tuple[str, ...]] = {
     + ("label_smoothing", "pair_loss", "pair_loss_weight", "margin", "feature"),
 }
 HEADLINE: Mapping[TaskKind, str] = {"par": "mA", "reid": "mAP"}
+
+
+def foreign_to(task: TaskKind) -> frozenset[str]:
+    """The settings that nothing reads in ``task``."""
+    return frozenset(key for kind, keys in ONLY.items() if kind != task for key in keys)
 
 
 @dataclass(frozen=True)
@@ -205,10 +211,9 @@ def read_protocol(
     wanted = {**facts, **protocol_fields()}
     values = _checked(source, values, wanted)
     task: TaskKind = values.get("task", "par")
-    foreign = {key for kind, keys in ONLY.items() if kind != task for key in keys}
+    foreign = foreign_to(task)
+    _check_read(source, values, task)
     for key in wanted:
-        if key in values and key in foreign:
-            raise PedbenchError(f"{source}: '{key}' means nothing in a protocol of task {task}")
         if key not in values and key not in foreign:
             raise PedbenchError(f"{source}: '{key}' is missing; a protocol states every setting")
     files = [_file_of("preset", preset, f"{plan}: presets") for preset in presets]
@@ -334,7 +339,8 @@ def resolve(
     """``{"protocol": ..., "params": ...}``: every value of a run as ``{"value", "from"}``; and
     ``"backbone"``, its name, where the variant or the sweep names another than the plan's.
 
-    ``swept`` are the values that the sweep named ``sweep`` puts on top of the variant.
+    ``swept`` are the values that the sweep named ``sweep`` puts on top of the variant. Raises
+    PedbenchError for a value that does not fit, or that the protocol's task does not read.
     """
     changes, section = changes_of(method, label), section_of(method, label)
     own, known = registry.read_params(method), changeable(method)
@@ -352,6 +358,8 @@ def resolve(
         (f"sweep {sweep}", swept or {}),
     )
     merged: dict[str, Any] = {}
+    for origin, values in layers[2:]:
+        _check_read(origin, values, protocol.task)
     for origin, values in layers:
         for key, value in _checked(origin, values, known).items():
             merged[key] = {"value": value, "from": origin}
@@ -423,6 +431,12 @@ def _checked(
         except PedbenchError as error:
             raise PedbenchError(f"{origin}: {key}: {error}") from None
     return fitted
+
+
+def _check_read(origin: str, values: Mapping[str, Any], task: TaskKind) -> None:
+    unread = sorted(foreign_to(task).intersection(values))
+    if unread:
+        raise PedbenchError(f"{origin}: '{unread[0]}' means nothing in a protocol of task {task}")
 
 
 def _known_method(where: str, method: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Literal
 
 import numpy as np
 import torch
@@ -126,13 +127,15 @@ def augment(pictures: Tensor, flip: bool, crop_padding: int, generator: torch.Ge
     return pictures
 
 
-def erase(images: Tensor, probability: float) -> Tensor:
+def erase(images: Tensor, probability: float, fill: Literal["mean", "pixel"]) -> Tensor:
     """Random erasing (Zhong et al., AAAI 2020) of normalised ``images (B, 3, H, W)``, a box each
     with this probability. Its colour is the mean, as in the strong baseline of Luo et al. (CVPR
-    Workshops 2019). Draws from torch's global generator."""
+    Workshops 2019), or of each ``pixel`` and channel a draw from N(0, 1). Draws from torch's global
+    generator."""
     from torchvision.transforms.v2 import RandomErasing
 
-    hide = RandomErasing(probability, scale=(0.02, 0.4))
+    value = "random" if fill == "pixel" else 0
+    hide = RandomErasing(probability, scale=(0.02, 0.4), value=value)
     return torch.stack([hide(image) for image in images])
 
 

@@ -327,7 +327,7 @@ class Fit:
                     pictures = augment(pictures, protocol.flip, protocol.crop_padding, views)
                     shown = normalise(pictures.to(device), self.data.mean, self.data.std)
                     if protocol.random_erasing:
-                        shown = erase(shown, protocol.random_erasing)
+                        shown = erase(shown, protocol.random_erasing, protocol.erasing_fill)
                 batch = self.data.batch(shown, part, device)
                 output = as_output(model(shown, **read(self.model, batch)))
                 terms = self.method.loss(output, batch, self.task)

@@ -17,7 +17,9 @@ from pedbench.config import (
     DEFAULT,
     HEADLINE,
     ProtocolFile,
+    changes_of,
     check_config,
+    foreign_to,
     plain,
     protocol_of,
     read_protocol,
@@ -534,8 +536,8 @@ def _choice(where: str, entry: str) -> Choice:
 def _runs(
     source: str, config: Mapping[str, Any], places: list[Place], notes: list[str]
 ) -> dict[Place, list[Choice]]:
-    """What runs where, in the order of ``methods``: of those for everywhere what solves the task
-    of the place."""
+    """What runs where, in the order of ``methods``: of those for everywhere what is defined for
+    the task of the place."""
     runs: dict[Place, list[Choice]] = {place: [] for place in places}
     for entry in config["methods"]:
         everywhere = isinstance(entry, str)
@@ -543,11 +545,14 @@ def _runs(
             _choice(f"{source}: methods", name)
             for name in ([entry] if everywhere else entry["methods"])
         ]
+        if everywhere and not any(_defined(*choices[0], task_of(place)) for place in places):
+            notes.append(f"methods: {entry} left out: no place of the plan is of its task")
         for name in config["datasets"] if everywhere else entry["datasets"]:
             place = _place(f"{source}: methods: datasets", name)
-            fit = [c for c in choices if task_of(place) in registry.class_attribute(c[0], "tasks")]
+            fit = [choice for choice in choices if _defined(*choice, task_of(place))]
             if not everywhere and len(fit) < len(choices):
-                method = next(method for method, _ in choices if (method, _) not in fit)
+                strange = next(choice for choice in choices if choice not in fit)
+                method = "/".join(strange).removesuffix(f"/{DEFAULT}")
                 raise PedbenchError(
                     f"{source}: methods: {method} is not defined for {TASKS[task_of(place)]}, and "
                     f"{name} is for that; delete it there"
@@ -557,7 +562,23 @@ def _runs(
             else:
                 what = ", ".join(entry["methods"])
                 notes.append(f"methods: {what} left out on {name}, which is not in the plan")
+    if not any(runs.values()):
+        entries = [e if isinstance(e, str) else ", ".join(e["methods"]) for e in config["methods"]]
+        named = ", ".join(entries)
+        wanted = "; ".join(f"{'/'.join(p)} is for {TASKS[task_of(p)]}" for p in places)
+        raise PedbenchError(
+            f"{source}: methods: none of {named} is defined where it would run: {wanted}; add "
+            "methods for that, or datasets for theirs (pedbench list says which)"
+        )
     return {place: choices for place, choices in runs.items() if choices}
+
+
+def _defined(method: str, variant: str, task: TaskKind) -> bool:
+    """Whether the method solves the task and the variant sets nothing that only others read.
+    Raises PedbenchError for an unknown variant."""
+    if task not in registry.class_attribute(method, "tasks"):
+        return False
+    return not foreign_to(task).intersection(changes_of(method, variant))
 
 
 def _at_hand(

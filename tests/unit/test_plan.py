@@ -415,6 +415,46 @@ def test_some_methods_run_on_some_datasets_only():
     )
 
 
+BOTH = {
+    "reid_protocol": "embedded_reid",
+    "datasets": ["synthetic_a/standard", "synthetic_reid/reid"],
+}
+
+
+def test_a_method_that_no_place_asks_for_is_noted_and_a_plan_of_none_refused():
+    here = {**CONFIG, **BOTH, "datasets": ["synthetic_reid/reid"], "presets": []}
+    plan = make_plan({**here, "methods": ["coop", "zero_shot"]})
+    assert plan.notes[0] == "methods: coop left out: no place of the plan is of its task"
+    assert [e.method for e in plan.experiments] == ["zero_shot"]
+    assert make_plan({**CONFIG, **BOTH, "methods": ["coop", "linear_probe"]}).notes == ()
+    for methods, place, task in (
+        (["coop"], "synthetic_reid/reid", "re-identification"),
+        (["clip_reid"], "synthetic_a/standard", "attribute recognition"),
+    ):
+        with fails(f"c.yaml: methods: none of {methods[0]} is defined where"):
+            make_plan({**here, "datasets": [place], "methods": methods}, "c.yaml")
+        with pytest.raises(PedbenchError, match=f"{place} is for {task}; add"):
+            make_plan({**here, "datasets": [place], "methods": methods}, "c.yaml")
+
+
+def test_what_only_the_other_task_reads_is_no_variant_and_no_sweep():
+    """Runs that differ in a number that nobody reads would be copies."""
+    config = {**CONFIG, **BOTH, "methods": ["linear_probe", "resnet50/reid_triplet"]}
+    plan = make_plan(config)
+    found = [e.key for e in plan.experiments if e.method == "resnet50"]
+    assert found == ["synthetic_reid/reid/resnet50/reid_triplet"]
+    named = {"datasets": ["synthetic_a/standard"], "methods": ["resnet50/reid_triplet"]}
+    with fails("c.yaml: methods: resnet50/reid_triplet is not defined for attribute recognition"):
+        make_plan({**config, "methods": ["linear_probe", named]}, "c.yaml")
+    for place, key, values, task in (
+        ("synthetic_a/standard", "margin", [0.1, 0.2], "par"),
+        ("synthetic_reid/reid", "label_fraction", [0.5, 1.0], "reid"),
+    ):
+        sweep = {"dataset": place, "method": "linear_probe", "parameter": key, "values": values}
+        with fails(f"c.yaml: sweeps.x: '{key}' means nothing in a protocol of task {task}"):
+            make_plan({**config, "sweeps": {"x": sweep}}, "c.yaml")
+
+
 def test_generated_data_lie_below_results():
     source = make_plan({**CONFIG, "results": "out"}).sources["synthetic_a"]
     assert (source.root, source.manifest) == (

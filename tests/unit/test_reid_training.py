@@ -64,9 +64,9 @@ def test_every_epoch_has_the_same_number_of_steps(persons):
 def test_erasing_hides_a_box_and_repeats_with_the_seed():
     images = torch.rand(64, 3, 64, 32) + 1
     torch.manual_seed(0)
-    first = erase(images, 0.5)
+    first = erase(images, 0.5, "mean")
     torch.manual_seed(0)
-    assert torch.equal(first, erase(images, 0.5))
+    assert torch.equal(first, erase(images, 0.5, "mean"))
     hidden = (first == 0).all(1)
     share = hidden.float().mean((1, 2))
     assert 16 < int((share > 0).sum()) < 48
@@ -75,6 +75,16 @@ def test_erasing_hides_a_box_and_repeats_with_the_seed():
         rows, columns = mask.any(1), mask.any(0)
         assert int(mask.sum()) == int(rows.sum()) * int(columns.sum())
     assert torch.equal(torch.where(hidden[:, None], 0, images), first)
+
+
+def test_erased_boxes_are_noise_where_the_protocol_says_so():
+    images = torch.full((32, 3, 64, 32), 5.0)
+    torch.manual_seed(0)
+    shown = erase(images, 1.0, "pixel")
+    noise = shown[shown != 5]
+    assert noise.mean().item() == pytest.approx(0, abs=0.02)
+    assert noise.std().item() == pytest.approx(1, abs=0.02)
+    assert len(noise.unique()) > 0.9 * len(noise)
 
 
 @pytest.fixture
