@@ -4,9 +4,10 @@ Random features and labels in the numbers of MSMT17: 11,659 queries, 82,161 gall
 persons, 15 cameras, features of 1,280 numbers. The plain loop takes one query after the other: its
 cosines with the gallery in float32, a stable argsort, precision at each hit; it runs on a sample of
 the queries and is scaled to all of them. On the sample both must agree, digit for digit where the
-loop is given the same cosines:
+loop is given the same cosines. What is called is what a run calls, `reid.rank_subset`, on the one
+matrix of features that a model leaves:
 
-    python benchmarks/reid.py [--queries 11659] [--sample 50] [--device cuda]
+    python benchmarks/reid.py [--queries 11659] [--sample 50] [--torch] [--device cuda]
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ import argparse
 import os
 import resource
 import time
-from typing import Any
 
 import numpy as np
 
@@ -29,15 +29,13 @@ def gigabytes() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
 
-def features(rng: np.random.Generator, count: int) -> np.ndarray:
-    return rng.standard_normal((count, WIDTH), dtype=np.float32)
-
-
-def plain(scores: np.ndarray, q: int, labels: dict[str, Any]) -> tuple[float, float]:
-    """AP and INP of query ``q`` from its ``scores (G,)``."""
+def plain(
+    scores: np.ndarray, person: int, camera: int, persons: np.ndarray, cameras: np.ndarray
+) -> tuple[float, float]:
+    """AP and INP of a query from its ``scores (G,)`` and who is in the gallery ``(G,)``, where."""
     order = np.argsort(-scores, kind="stable")
-    same = labels["gallery_identity"][order] == labels["query_identity"][q]
-    junk = same & (labels["gallery_camera"][order] == labels["query_camera"][q])
+    same = persons[order] == person
+    junk = same & (cameras[order] == camera)
     hits = np.flatnonzero(same[~junk]) + 1
     return float(np.mean(np.arange(1, len(hits) + 1) / hits)), len(hits) / hits[-1]
 
@@ -51,30 +49,32 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore
     options.add_argument("--queries", type=int, default=QUERIES)
     options.add_argument("--sample", type=int, default=50, help="queries of the plain loop")
+    options.add_argument("--torch", action="store_true", help="load it first, as a run does")
     options.add_argument("--device", help="of torch; default: numpy")
     given = options.parse_args()
-    rng = np.random.default_rng(0)
-    query, gallery = features(rng, given.queries), features(rng, GALLERY)
-    counts, highest = {"query": given.queries, "gallery": GALLERY}, {"camera": CAMERAS}
-    highest["identity"] = PERSONS
-    labels: dict[str, Any] = {
-        f"{side}_{what}": rng.integers(0, most, count)
-        for side, count in counts.items()
-        for what, most in highest.items()
-    }
+    if given.torch:
+        import torch  # noqa: F401
+    rng, images = np.random.default_rng(0), given.queries + GALLERY
+    features = rng.standard_normal((images, WIDTH), dtype=np.float32)
+    person, camera = rng.integers(0, PERSONS, images), rng.integers(0, CAMERAS, images)
+    asks = rng.permutation(images) < given.queries
     inputs, started = gigabytes(), clocks()
-    ours = reid.rank(query, gallery, **labels, device=given.device)
+    ours = reid.rank_subset(features, asks, person, camera, given.device)
     taken, peak = clocks() - started, gigabytes()
 
+    some, gallery = np.flatnonzero(asks)[: given.sample], features[~asks]
+    others = person[~asks], camera[~asks]
     found = np.column_stack([ours.AP, ours.INP])[: given.sample]
-    rows = enumerate(reid.cosines(query[: given.sample], gallery))
-    np.testing.assert_array_equal(found, [plain(row, q, labels) for q, (row, _) in rows])
+    rows = zip(some, reid.cosines(features[some], gallery), strict=True)
+    again = [plain(row, person[q], camera[q], *others) for q, (row, _) in rows]
+    np.testing.assert_array_equal(found, again)
 
     gallery /= np.linalg.norm(gallery, axis=1, keepdims=True)
-    query /= np.linalg.norm(query, axis=1, keepdims=True)
+    query = features[some] / np.linalg.norm(features[some], axis=1, keepdims=True)
     started = clocks()
-    loop = [plain(gallery @ query[q], q, labels) for q in range(given.sample)]
-    needed = (clocks() - started) / given.sample * given.queries
+    asked = zip(query, person[some], camera[some], strict=True)
+    loop = [plain(gallery @ feature, who, where, *others) for feature, who, where in asked]
+    needed = (clocks() - started) / len(some) * given.queries
     # Sums in float32 swap neighbours among the 82,161, so these are not the same digits.
     np.testing.assert_allclose(found, loop, rtol=1e-3)
 

@@ -391,8 +391,9 @@ def plain(value: Any) -> Any:
 
 def protocol_of(spec: Mapping[str, Any]) -> Protocol:
     """The protocol of a resolved run, as the engine reads it."""
-    values = plain(spec["protocol"])
-    return Protocol(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+    values: dict[str, Any] = plain(spec["protocol"])
+    lists = {key: tuple(value) for key, value in values.items() if isinstance(value, list)}
+    return Protocol(**{**values, **lists})
 
 
 def _numbers(value: Any) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -134,7 +134,7 @@ def erase(images: Tensor, probability: float, fill: Literal["mean", "pixel"]) ->
     generator."""
     from torchvision.transforms.v2 import RandomErasing
 
-    value = "random" if fill == "pixel" else 0
+    value: Any = "random" if fill == "pixel" else 0
     hide = RandomErasing(probability, scale=(0.02, 0.4), value=value)
     return torch.stack([hide(image) for image in images])
 

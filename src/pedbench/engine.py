@@ -375,9 +375,9 @@ class Fit:
         line |= {f"loss/{name}": value / steps for name, value in self.state.sums.items()}
         line |= {f"lr/{group['name']}": group["lr"] for group in optimiser.param_groups}
         self.state.sums = {}
-        selects = select and stage.selects and self.validate is not None
-        if selects and (metric := self.protocol.selects_by):
-            line[f"val/{metric}"] = score = self.validate(self.model)
+        validate = self.validate if select and stage.selects else None
+        if validate is not None and (metric := self.protocol.selects_by):
+            line[f"val/{metric}"] = score = validate(self.model)
             self.model.train()
             if score > self.state.best:
                 self.state.best, self.best = score, self.trained.tensors()

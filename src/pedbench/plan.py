@@ -545,9 +545,11 @@ def _runs(
             _choice(f"{source}: methods", name)
             for name in ([entry] if everywhere else entry["methods"])
         ]
+        wanted = config["datasets"] if everywhere else entry["datasets"]
+        what = ", ".join("/".join(choice).removesuffix(f"/{DEFAULT}") for choice in choices)
         if everywhere and not any(_defined(*choices[0], task_of(place)) for place in places):
             notes.append(f"methods: {entry} left out: no place of the plan is of its task")
-        for name in config["datasets"] if everywhere else entry["datasets"]:
+        for name in wanted:
             place = _place(f"{source}: methods: datasets", name)
             fit = [choice for choice in choices if _defined(*choice, task_of(place))]
             if not everywhere and len(fit) < len(choices):
@@ -560,7 +562,6 @@ def _runs(
             if place in runs:
                 runs[place] += fit
             else:
-                what = ", ".join(entry["methods"])
                 notes.append(f"methods: {what} left out on {name}, which is not in the plan")
     if not any(runs.values()):
         entries = [e if isinstance(e, str) else ", ".join(e["methods"]) for e in config["methods"]]

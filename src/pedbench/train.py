@@ -210,7 +210,7 @@ class Job:
         self.fitted = self._load(manifest, "train")
         there = [subset for subset in subsets if manifest.has(config.split, subset)]
         self.evaluated = {subset: self._load(manifest, subset) for subset in there}
-        self.cameras = int(manifest.rows["camera"].max()) + 1
+        self.cameras = int(manifest.rows["camera"].to_numpy().max()) + 1
         self.task = make_task(config, self.fitted.manifest, self.cameras)
 
     def _load(self, manifest: Manifest, subset: str) -> Part:
@@ -349,7 +349,7 @@ class Job:
             write_predictions(folder.predictions(subset), part.manifest, found, digest)
             return
         write_features(folder.predictions(subset), part.manifest, found, digest)
-        queries = part.manifest.rows[part.manifest.is_query(self.config.split)]
+        queries = part.manifest.take(np.flatnonzero(part.manifest.is_query(self.config.split))).rows
         rankings = self.rankings(found, part.manifest)
         write_rankings(folder.rankings(subset), queries, rankings, digest)
 

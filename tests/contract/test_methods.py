@@ -75,8 +75,8 @@ def _no_downloads(monkeypatch):
 class Setting:
     """A method's variant, built on the small backbone as the embedded protocol resolves it."""
 
-    def __init__(self, name, label, task, backbone, manifest):
-        self.name, self.label = name, label
+    def __init__(self, case, backbone, manifest):
+        self.name, self.label, task = name, label, _ = case
         protocol, *presets = PROTOCOLS[task]
         spec = resolve(name, label, read_protocol(protocol, tuple(presets)))
         self.protocol = replace(
@@ -120,7 +120,7 @@ class Setting:
 
 @pytest.fixture
 def setting(request, backbone, manifest):
-    made = Setting(*request.param, backbone, manifest)
+    made = Setting(request.param, backbone, manifest)
     reason = made.method.supports(made.task, backbone)
     if reason:
         pytest.skip(f"{'/'.join(request.param)}: {reason}")
@@ -284,7 +284,7 @@ def test_a_method_may_need_patch_tokens(resnet, backbone):
 @pytest.mark.parametrize("case", CASES, ids="/".join)
 def test_on_a_resnet_a_method_says_why_not_or_works(case, resnet, manifest):
     """Its norms move only with the weights that train."""
-    setting = Setting(*case, resnet, manifest)
+    setting = Setting(case, resnet, manifest)
     reason = setting.method.supports(setting.task, resnet)
     if reason is not None:
         assert "small ResNet" in reason
@@ -293,7 +293,7 @@ def test_on_a_resnet_a_method_says_why_not_or_works(case, resnet, manifest):
     norms = [m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
     before = [norm.get_buffer("running_mean").clone() for norm in norms]
     found = setting.read(as_output(model(batch.images, **read(model, batch))))
-    assert len(found) == len(batch.labels)
+    assert found is not None and len(found) == len(batch.labels)
     assert torch.isfinite(found).all()
     for norm, mean in zip(norms, before, strict=True):
         assert torch.equal(norm.get_buffer("running_mean"), mean) != norm.weight.requires_grad

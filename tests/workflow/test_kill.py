@@ -1,4 +1,4 @@
-"""A training job that is really killed, three times, ends with the bits of an undisturbed one."""
+"""Training jobs that are really killed, in every stage, end with the bits of undisturbed ones."""
 
 from __future__ import annotations
 
@@ -7,70 +7,118 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from pedbench.config import read_protocol, resolve
-from pedbench.files import file_sha256, read_json, write_json
+from pedbench.files import read_json, write_json
 from pedbench.intake import build_manifest
 from pedbench.nn.backbone import load_backbone
 from pedbench.registry import load_dataset
 
-OPTIONS = {"seed": 3, "identities": 24, "images_per_identity": 10}
-VALUES = {"epochs": 40, "checkpoint_steps": 3, "batch_size": 16}
+
+@dataclass(frozen=True)
+class Case:
+    method: str
+    variant: str
+    dataset: str
+    split: str
+    options: dict[str, int]
+    protocol: str
+    values: dict[str, Any]
+    kills: list[tuple[int, int, int]]  # stage; the kill falls so many (at least, below) steps on
+    kept: set[str]  # files beside those of every run
 
 
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory) -> Path:
-    root = tmp_path_factory.mktemp("kill")
-    dataset = load_dataset("synthetic_b")
-    dataset.generate(root / "world", OPTIONS)
-    build_manifest("synthetic_b", dataset, root / "world", OPTIONS, root / "b.parquet")
+CASES = {
+    "promptpar": Case(
+        "promptpar", "region_deep",
+        "synthetic_b", "standard", {"seed": 3, "identities": 24, "images_per_identity": 10},
+        "embedded", {"epochs": 40, "checkpoint_steps": 3, "batch_size": 16},
+        [(0, 3, 60)] * 3, set(),
+    ),
+    "clip_reid": Case(
+        "clip_reid", "default",
+        "synthetic_reid", "reid", {"seed": 3, "identities": 16, "images_per_identity": 4},
+        "embedded_reid",
+        {
+            "epochs": 10, "prompt_epochs": 10, "checkpoint_steps": 3, "batch_size": 8,
+            "random_erasing": 0.5, "sie": "cls", "lr": 1e-3, "prompt_lr": 1e-2,
+        },
+        [(0, 3, 15), (1, 3, 15)], {"rankings.val.parquet", "rankings.test.parquet"},
+    ),
+}  # fmt: skip
+KEPT = {
+    *("config.json", "adapter.safetensors", "metrics.jsonl"),
+    *("predictions.val.parquet", "predictions.test.parquet"),
+}
+
+
+def prepare(case: Case, root: Path) -> None:
+    dataset = load_dataset(case.dataset)
+    dataset.generate(root / "world", case.options)
+    build_manifest(case.dataset, dataset, root / "world", case.options, root / "world.parquet")
     weights = {"sha256": load_backbone("tiny_clip").weights_sha256, "file": None}
     write_json(root / "weights.json", weights)
-    return root
 
 
-def start(inputs: Path, name: str) -> subprocess.Popen:
-    protocol = read_protocol("embedded", ("tiny_clip",))
-    spec = resolve("promptpar", "region_deep", protocol, VALUES, "test")
-    names = {"dataset": "synthetic_b", "split": "standard", "method": "promptpar", "variant": "x"}
-    folder = inputs / name
-    write_json(folder / "config.json", {**names, "backbone": "tiny_clip", **spec})
-    words = ["train", "--settings", folder / "config.json", "--manifest", inputs / "b.parquet"]
-    words += ["--weights", inputs / "weights.json", "--seeds", "0", "--keep-epochs"]
+def start(case: Case, root: Path, name: str) -> subprocess.Popen:
+    spec = resolve(
+        case.method, case.variant, read_protocol(case.protocol, ("tiny_clip",)), case.values, "test"
+    )
+    place = {"dataset": case.dataset, "split": case.split, "backbone": "tiny_clip"}
+    settings = root / name / "config.json"
+    write_json(settings, {**place, "method": case.method, "variant": "x", **spec})
+    words = ["train", "--settings", settings, "--manifest", root / "world.parquet"]
+    words += ["--weights", root / "weights.json", "--seeds", "0", "--keep-epochs"]
     return subprocess.Popen(
         [sys.executable, "-m", "pedbench.cli", *map(str, words)],
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=inputs,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=root,
     )  # fmt: skip
 
 
-def steps_done(folder: Path) -> int:
+def progress(folder: Path) -> tuple[int, int]:
+    """Stage, and steps done in it, of the last checkpoint."""
     try:
         name = read_json(folder / "seed0/checkpoint/latest.json")["file"]
     except Exception:  # not yet there
-        return 0
-    return int(name.removesuffix(".safetensors").rsplit("-", 1)[1])
+        return 0, 0
+    stage, step = name.removesuffix(".safetensors").split("-")[1:]
+    return int(stage), int(step)
 
 
-def test_three_kills_change_no_bit(inputs):
-    assert start(inputs, "undisturbed").wait() == 0
+def outcome(folder: Path) -> dict[str, Any]:
+    """Digests of all that the run left, but of the record of the machine."""
+    marker = read_json(folder / "seed0/train.done.json")
+    del marker["files"]["environment.json"]
+    return marker
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_kills_change_no_bit(name, tmp_path):
+    case = CASES[name]
+    prepare(case, tmp_path)
+    assert start(case, tmp_path, "undisturbed").wait() == 0
     rng = np.random.default_rng(int.from_bytes(os.urandom(4), "big"))
-    reached, killed = 0, inputs / "killed"
-    for _ in range(3):
-        job = start(inputs, "killed")
-        target = reached + int(rng.integers(3, 60))
-        while steps_done(killed) < target:
+    killed, reached = tmp_path / "killed", (0, 0)
+    for stage, least, below in case.kills:
+        job = start(case, tmp_path, "killed")
+        done = reached[1] if reached[0] == stage else 0
+        target = stage, done + int(rng.integers(least, below))
+        while progress(killed) < target:
             assert job.poll() is None, "the job ended before it could be killed"
             time.sleep(0.01)
         job.send_signal(signal.SIGKILL)
         assert job.wait() == -signal.SIGKILL
-        reached = steps_done(killed)
+        reached = progress(killed)
+        assert reached[0] == stage, "the stage ended before the job could be killed"
         assert not (killed / "seed0/train.done.json").exists()
-    assert start(inputs, "killed").wait() == 0
-    epochs = [f"epochs/{number}.safetensors" for number in range(VALUES["epochs"])]
-    for name in ("adapter.safetensors", "predictions.test.parquet", "metrics.jsonl", *epochs):
-        undisturbed = inputs / "undisturbed/seed0" / name
-        assert file_sha256(undisturbed) == file_sha256(killed / "seed0" / name), name
+    assert start(case, tmp_path, "killed").wait() == 0
+    assert outcome(killed) == outcome(tmp_path / "undisturbed")
+    assert outcome(killed)["files"].keys() == KEPT | case.kept
+    epochs = case.values["epochs"] + case.values.get("prompt_epochs", 0)
+    assert len(outcome(killed)["epochs"]) == epochs

@@ -79,6 +79,7 @@ class PromptedTexts(nn.Module):
     """
 
     NAME = 4
+    names: nn.Parameter | None
 
     def __init__(
         self,
@@ -98,7 +99,7 @@ class PromptedTexts(nn.Module):
         with torch.no_grad():
             start = backbone.clip.token_embedding.weight[ids[:length]]
             self.prompts[0, : len(start)] = start
-        names = None
+        names: nn.Parameter | None = None
         if task.kind == "reid":
             names = normal_prompts(task.identities, self.NAME, backbone.text_width)
             numbers = torch.arange(task.identities * self.NAME).view(-1, self.NAME).tolist()
@@ -113,8 +114,8 @@ class PromptedTexts(nn.Module):
         self.packed = PackedTexts(backbone, rows, prompts=length)
 
     def forward(self) -> Tensor:
-        names = None if self.names is None else self.names.flatten(0, 1)
-        return self.packed(names, prompts=self.prompts)
+        tokens = None if self.names is None else self.names.flatten(0, 1)
+        return self.packed(tokens, prompts=self.prompts)
 
 
 def answer(
