@@ -226,8 +226,7 @@ class Fit:
         if tensors is not None:
             load_optimiser(optimiser, tensors)
         epochs = protocol.epochs
-        order = self._sampler(protocol)
-        per_epoch, batch = order(0, 0).shape
+        per_epoch, batch, order = self._sampler(protocol)
         parts = protocol.accumulate * self.accelerator.num_processes
         least = 2 if any(isinstance(m, nn.BatchNorm1d) for m in self.model.modules()) else 1
         if batch < least * parts:
@@ -273,14 +272,17 @@ class Fit:
         bar.close()
         self.accelerator.free_memory()  # it would keep this stage's model and optimiser
 
-    def _sampler(self, protocol: Protocol) -> Callable[[int, int], Tensor]:
-        """Gives the positions of the batches ``(steps, B)`` of an epoch from seed and epoch."""
+    def _sampler(self, protocol: Protocol) -> tuple[int, int, Callable[[int, int], Tensor]]:
+        """Steps of an epoch, images B of a step, and what gives the positions ``(steps, B)`` of an
+        epoch from seed and epoch."""
         data, size = self.data, min(protocol.batch_size, len(self.data))
         if self.task.kind == "par" or protocol.sampler == "shuffle":
             steps = len(data) // size
-            return lambda seed, epoch: epoch_order(len(data), seed, epoch)[: steps * size].view(
-                steps, size
-            )
+
+            def shuffled(seed: int, epoch: int) -> Tensor:
+                return epoch_order(len(data), seed, epoch)[: steps * size].view(steps, size)
+
+            return steps, size, shuffled
         each = protocol.images_per_identity
         persons = min(protocol.batch_size // each, self.task.identities)
         parts = protocol.accumulate * self.accelerator.num_processes
@@ -292,7 +294,8 @@ class Fit:
                 f"{self.task.identities}), the same number in each part; change batch_size"
             )
         assert data.identities is not None
-        return partial(identity_batches, data.identities, persons, each)
+        drawn = partial(identity_batches, data.identities, persons, each)
+        return (*drawn(0, 0).shape, drawn)
 
     def _activate(self, stage: Stage) -> list[dict[str, Any]]:
         """Let exactly the parameters of the stage's groups receive gradients."""

@@ -31,14 +31,15 @@ UNCHECKED = {"check_counts": False}  # fake trees are smaller than the real ones
 every = pytest.mark.parametrize("name", registry.datasets())
 
 
-def places() -> list[tuple[str, str]]:
-    """Of each dataset the first split of each task."""
-    found = []
+def places():
+    """Of each dataset the first split of each task; what is made of other datasets, whose own way
+    is the same, belongs to the long checks."""
     for name in registry.datasets():
-        spec = registry.load_dataset(name).SPEC
-        first = {spec.task_of(split): split for split in reversed(spec.splits)}
-        found += [(name, split) for split in first.values()]
-    return found
+        dataset = registry.load_dataset(name)
+        first = {dataset.SPEC.task_of(split): split for split in reversed(dataset.SPEC.splits)}
+        marks = [pytest.mark.system] if dataset.PARENTS else []
+        for split in first.values():
+            yield pytest.param(name, split, marks=marks)
 
 
 @pytest.fixture

@@ -149,7 +149,7 @@ def test_unknown_labels_train_as_the_protocol_says(prepare, manifest, tmp_path, 
     ratios and what is set before training; in validation only ``negative`` makes them so."""
     unknown = np.flatnonzero(manifest.labels[:, 0] == 0)[::3]
     validated = []
-    monkeypatch.setattr(job, "score", lambda p, y, t: validated.append(y) or {"mA": 0.5})
+    monkeypatch.setattr(job.par, "score", lambda p, y, t: validated.append(y) or {"mA": 0.5})
 
     def run(code: int, setting: str):
         chosen = {"unknown_labels": setting, "selection": "best_val_mA"}

@@ -28,7 +28,7 @@ def test_default_config_comes_from_the_profile(checkout):
     assert found["train"] == len(plan.batches) and found["resolve"] == len(plan.experiments)
     for rule in ("plan", "weights", "score", "collect", "stats", "figures", "track", "tables"):
         assert found[rule] == 1, rule
-    assert found["pictures"] == 1 and found["manifest"] == 2 and "pretrain" not in found
+    assert found["pictures"] == 1 and found["manifest"] == 3 and "pretrain" not in found
 
 
 def test_costs_are_measured_with_nothing_beside_them(checkout):
@@ -39,7 +39,7 @@ def test_costs_are_measured_with_nothing_beside_them(checkout):
 
 def test_another_config_replaces_the_default(checkout):
     text = checkout.snakemake("-n", "results/smoke/tables", "--configfile", "config/smoke.yaml")
-    assert jobs(text)["train"] == 2  # nothing of the default's datasets, methods and sweeps
+    assert jobs(text)["train"] == 4  # nothing of the default's datasets, methods and sweeps
 
 
 def test_full_config(checkout):
@@ -71,7 +71,7 @@ def test_the_papers_plan_on_real_data(checkout, monkeypatch, tmp_path):
 
 def test_command_line_narrows(checkout):
     narrow = ("--config", "methods=[zero_shot,linear_probe]", "seeds=[0]")
-    assert jobs(checkout.snakemake("-n", "results/tables", *narrow))["train"] == 6
+    assert jobs(checkout.snakemake("-n", "results/tables", *narrow))["train"] == 8
 
 
 def test_pretrain_is_a_target_and_upstream_on_request_only(checkout):

@@ -98,7 +98,7 @@ def outcome(folder: Path) -> dict[str, Any]:
     return marker
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [pytest.param("promptpar", marks=pytest.mark.system), "clip_reid"])
 def test_kills_change_no_bit(name, tmp_path):
     case = CASES[name]
     prepare(case, tmp_path)

@@ -113,10 +113,11 @@ RULES = {"collect", "stats", "selection", "track", "figures", "pictures", "table
 @pytest.mark.parametrize(
     ("name", "rules", "remade"),
     [
-        (
+        pytest.param(
             SEED,
             {*RULES, "train", "cost", "score"},
             (f"{SEED}/", "cost.csv", SEED.replace("seed1", "seeds0-1.done.json"), *AFTER_RUNS),
+            marks=pytest.mark.system,
         ),
         pytest.param(
             f"{SEED}/scores.test.json",
@@ -272,6 +273,7 @@ def test_bad_input_ends_in_one_paragraph_and_keeps_finished_runs(
     assert [name for name in before if after.get(name) != before[name]] == []
 
 
+@pytest.mark.system
 def test_two_complete_runs_are_byte_identical(mini, tmp_path):
     first, _ = mini
     second, name = Checkout.make(tmp_path / "elsewhere"), RESULTS / "long.parquet"
@@ -300,7 +302,7 @@ def test_new_method_runs_only_its_own_jobs(mini):
     assert [name for name in names if "demo" not in (results / name).read_text()] == []
     assert "Demo" in (results / "tables/index.html").read_text()
     for name, old in drawn.items():  # every figure and map that shows methods shows one more
-        assert name.startswith("prompt_") or (results / name).read_bytes() != old, name
+        assert "reid" in name or (results / name).read_bytes() != old, name
 
 
 def test_editing_a_method_reruns_only_its_runs(mini):
