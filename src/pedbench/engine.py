@@ -295,7 +295,8 @@ class Fit:
             )
         assert data.identities is not None
         drawn = partial(identity_batches, data.identities, persons, each)
-        return (*drawn(0, 0).shape, drawn)
+        steps, size = drawn(0, 0).shape
+        return steps, size, drawn
 
     def _activate(self, stage: Stage) -> list[dict[str, Any]]:
         """Let exactly the parameters of the stage's groups receive gradients."""
