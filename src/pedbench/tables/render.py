@@ -111,7 +111,9 @@ def to_latex(table: Table) -> str:
         if number:
             lines.append(r"\midrule")
         if block.heading:
-            heading = rf"\multicolumn{{{width}}}{{l}}{{\emph{{{latex(block.heading)}}}}}"
+            # l does not wrap what is wider than the page
+            kind = "l" if len(block.heading) <= WIDE else r"p{0.8\textwidth}"
+            heading = rf"\multicolumn{{{width}}}{{{kind}}}{{\emph{{{latex(block.heading)}}}}}"
             lines += [_line([heading]), r"\midrule"]
         for row in block.rows:
             cells = [_set_off(cell.rank, latex(cell.text)) for cell in row.cells]
