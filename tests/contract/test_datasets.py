@@ -141,7 +141,7 @@ METHODS = {"zero_shot": "default", "linear_probe": "default", "promptpar": "regi
 METRICS = {"par": ["mA", "F1"], "reid": ["mAP", "rank1"]}
 
 
-@pytest.mark.parametrize(("name", "split"), places())
+@pytest.mark.parametrize(("name", "split"), list(places()))
 def test_from_a_fake_tree_to_a_table_cell(
     name, split, made, tmp_path, backbone, monkeypatch, capsys
 ):
