@@ -11,6 +11,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from conftest import MODEL
+from helpers import Killed, kill_after_save
 from torch import Tensor
 
 from pedbench.checkpoint import Checkpoints
@@ -34,10 +35,6 @@ FAST: dict[str, Any] = {
     "lr": 1e-3,
     "prompt_warmup_epochs": 0,
 }
-
-
-class Killed(Exception):
-    """Stands for SIGKILL between two steps."""
 
 
 class Bench:
@@ -72,14 +69,8 @@ class Bench:
             method, model, TASK, data, protocol, 7, Accelerator(cpu=True),
             Checkpoints(self.folder / name, "run"), self.folder / f"{name}.jsonl",
         )  # fmt: skip
-        save, saves = fit._save, iter(range(1000))
-
-        def dying(optimiser: Any) -> None:
-            save(optimiser)
-            if next(saves) == kill_at:
-                raise Killed
-
-        fit._save = dying  # type: ignore[method-assign]
+        if kill_at is not None:
+            kill_after_save(fit, kill_at)
         return fit.run(), model
 
     def batch(self, size: int = 20) -> Batch:

@@ -9,6 +9,7 @@ import itertools
 import pytest
 import torch
 from accelerate import Accelerator
+from helpers import Killed, kill_after_save
 
 from pedbench import engine
 from pedbench.checkpoint import Checkpoints, load_tensors, load_trained
@@ -27,10 +28,6 @@ PROTOCOL = Protocol(
     f1="instance", eval_batch_size=32, checkpoint_steps=1, task="par", image_size=None,
     patch_stride=None, random_erasing=0.0,
 )  # fmt: skip
-
-
-class Killed(Exception):
-    """Stands for SIGKILL between two steps."""
 
 
 class Bench:
@@ -63,14 +60,7 @@ class Bench:
         )  # fmt: skip
         self.fits.append(fit)
         if kill_at is not None:
-            save, saves = fit._save, iter(range(1000))
-
-            def dying(optimiser):
-                save(optimiser)
-                if next(saves) == kill_at:
-                    raise Killed
-
-            fit._save = dying
+            kill_after_save(fit, kill_at)
         return fit.run(), model
 
 

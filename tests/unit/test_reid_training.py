@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from accelerate import Accelerator
+from helpers import Killed, kill_after_save
 
 from pedbench.checkpoint import Checkpoints, load_tensors
 from pedbench.config import protocol_of, read_protocol, resolve
@@ -183,10 +184,6 @@ def test_batches_that_cannot_be_made_are_refused(run, values, message):
         run(**values)
 
 
-class Killed(Exception):
-    """Stands for SIGKILL between two steps."""
-
-
 class Bench:
     def __init__(self, backbone, manifest, folder):
         self.backbone, self.folder = backbone, folder
@@ -210,14 +207,7 @@ class Bench:
             Checkpoints(self.folder / name, "run"), self.folder / f"{name}.jsonl", None, name,
         )  # fmt: skip
         if kill_at is not None:
-            save, saves = fit._save, iter(range(1000))
-
-            def dying(optimiser):
-                save(optimiser)
-                if next(saves) == kill_at:
-                    raise Killed
-
-            fit._save = dying
+            kill_after_save(fit, kill_at)
         return fit.run()
 
 
