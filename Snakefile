@@ -8,7 +8,6 @@ import atexit
 import json
 import os
 import re
-import shlex
 import sys
 from pathlib import Path
 

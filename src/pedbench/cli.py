@@ -8,12 +8,14 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from pedbench import __version__
 from pedbench.contracts import IMAGE_SIZES, PedbenchError
+from pedbench.stopping import CODE, Stopped, requeue, watching
 
 EXAMPLES = """\
 examples:
@@ -42,6 +44,9 @@ FILES = {  # options of several steps, each a path
 }
 
 
+SPEC = "the settings themselves, JSON, each with its origin; they are written to --settings first"
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; 0 when it succeeded, 1 for a mistake the user can mend."""
     arguments = vars(parser().parse_args(argv))
@@ -52,6 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         from pedbench.files import printable  # the message may quote an imported bundle
 
         print(f"pedbench: {printable(str(error))}", file=sys.stderr)
+        if isinstance(error, Stopped):
+            return CODE
     except OSError as error:
         from pedbench.files import explain_os_error
 
@@ -224,16 +231,12 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--file", type=Path, help="a checkpoint file to use instead")
 
     one = step(
-        "resolve", resolve, "write the settings of one variant, each with its origin", takes="out"
-    )
-    one.add_argument("--spec", required=True, type=json.loads)
-
-    one = step(
         "train",
         train,
         "fit and predict the seeds of one variant; finished ones are kept",
         takes="settings manifest weights [prepared]",
     )
+    one.add_argument("--spec", type=json.loads, help=SPEC)
     one.add_argument("--seeds", required=True, type=int, nargs="+")
     one.add_argument("--threads", type=int, default=1, help="CPU threads; part of the result")
     one.add_argument("--keep-epochs", action="store_true", help="for the step 'selection'")
@@ -245,6 +248,7 @@ def parser() -> argparse.ArgumentParser:
         "run the trials of one method (users: make tune)",
         takes="settings manifest weights [prepared] out",
     )
+    one.add_argument("--spec", type=json.loads, help=SPEC)
     one.add_argument("--trials", required=True, type=int, help="the start is the first of them")
     one.add_argument("--seeds", required=True, type=int, nargs="+")
     one.add_argument("--threads", type=int, default=1)
@@ -480,14 +484,26 @@ def weights(backbone: str, file: Path | None, out: Path) -> None:
     write_json(out, {"backbone": backbone, "file": chosen, "sha256": sha256})
 
 
-def resolve(spec: dict[str, Any], out: Path) -> None:
+@contextmanager
+def job(settings: Path, spec: dict[str, Any] | None) -> Iterator[None]:
+    """What training and tuning have in common: settings as a file, a GPU, a way to leave."""
+    from pedbench.devices import own_gpu
     from pedbench.files import write_json
 
-    write_json(out, spec)
+    if spec is not None:
+        write_json(settings, spec)
+    try:
+        with watching(), own_gpu():
+            yield
+    except Stopped as stopped:
+        if stopped.out_of_time:
+            requeue()
+        raise
 
 
 def train(
     settings: Path,
+    spec: dict[str, Any] | None,
     manifest: Path,
     weights: Path,
     seeds: list[int],
@@ -496,11 +512,10 @@ def train(
     prepared: Path | None,
     out: Path | None,
 ) -> None:
-    from pedbench.devices import own_gpu
     from pedbench.files import write_json
     from pedbench.train import train as fit_and_predict
 
-    with own_gpu():
+    with job(settings, spec):
         digests = fit_and_predict(
             settings, manifest, weights, seeds, threads, keep_epochs, prepared
         )
@@ -510,6 +525,7 @@ def train(
 
 def tune(
     settings: Path,
+    spec: dict[str, Any] | None,
     manifest: Path,
     weights: Path,
     trials: int,
@@ -518,10 +534,9 @@ def tune(
     prepared: Path | None,
     out: Path,
 ) -> None:
-    from pedbench.devices import own_gpu
     from pedbench.tune import tune as run_trials
 
-    with own_gpu():
+    with job(settings, spec):
         run_trials(settings, manifest, weights, trials, seeds, threads, out, prepared)
 
 

@@ -35,6 +35,7 @@ from pedbench.files import write_text
 from pedbench.nn.heads import LinearHead
 from pedbench.runs import derive_seed, epoch_file
 from pedbench.schedules import learning_rate_factor
+from pedbench.stopping import Stopped, deferred, reason
 
 Validate = Callable[[nn.Module], float]
 
@@ -124,8 +125,13 @@ class Fit:
         """Train all stages; returns the selected adapter's tensors.
 
         Raises Diverged naming step and parameter group when a loss or gradient is not finite,
-        and PedbenchError when a checkpoint is corrupt.
+        Stopped when the job was asked to leave, which it does with a checkpoint of the running
+        step, and PedbenchError when a checkpoint is corrupt.
         """
+        with deferred():
+            return self._run()
+
+    def _run(self) -> dict[str, Tensor]:
         self._since = time.perf_counter()
         stages = self.method.stages(tuple(self.groups))
         if self._starts_from_the_probe():
@@ -265,10 +271,15 @@ class Fit:
                 last = position + 1 == per_epoch
                 if last:
                     self._end_epoch(optimiser, stage, epoch, per_epoch, select=own)
-                if self.state.step % protocol.checkpoint_steps == 0 or (
-                    last and epoch + 1 == epochs
+                why = reason()
+                if (
+                    why
+                    or self.state.step % protocol.checkpoint_steps == 0
+                    or (last and epoch + 1 == epochs)
                 ):
                     self._save(optimiser)
+                if why:
+                    raise Stopped(f"{self.label} {stage.name}, step {self.state.step}", why)
         bar.close()
         self.accelerator.free_memory()  # it would keep this stage's model and optimiser
 

@@ -124,8 +124,9 @@ class Batch:
         """Whether its marker stands for something: every seed ended, or the method refused."""
         folder, keep = Path(self.experiment.folder), self.experiment.keep_epochs
         runs = [RunFolder(folder / f"seed{n}") for n in self.seeds]
-        return refusal(folder) is not None or all(
-            run.done.is_file() and (not keep or run.keeps_epochs) for run in runs
+        return (folder / "config.json").is_file() and (
+            refusal(folder) is not None
+            or all(run.done.is_file() and (not keep or run.keeps_epochs) for run in runs)
         )
 
 
@@ -256,7 +257,6 @@ class Plan:
             *self.weights.values(),
             *([self.rebuilt] if self.rebuilt else []),
             *(source.manifest for source in self.sources.values()),
-            *(f"{experiment.folder}/config.json" for experiment in self.experiments),
             *(batch.marker for batch in self.batches),
         }
 

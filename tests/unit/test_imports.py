@@ -16,7 +16,16 @@ from pedbench import registry
 
 SOURCE = Path(registry.__file__).parent
 LAYERS = (
-    {"contracts", "_torchvision_guard", "files", "paths", "schedules", "registry", "devices"},
+    {
+        "contracts",
+        "_torchvision_guard",
+        "files",
+        "paths",
+        "schedules",
+        "registry",
+        "devices",
+        "stopping",
+    },
     {"nn", "world", "config", "tasks", "manifest", "checkpoint", "formats", "phrases"},
     {"data", "plan", "prepared", "runs", "results"},
     {

@@ -13,7 +13,7 @@ rule score:
     conda:
         "../envs/pedbench.yaml"
     shell:
-        "pedbench score --plan {input.plan} --out {output} > {log} 2>&1"
+        "pedbench score --plan {input.plan:q} --out {output:q} > {log:q} 2>&1"
 
 
 rule collect:
@@ -27,7 +27,7 @@ rule collect:
     conda:
         "../envs/pedbench.yaml"
     shell:
-        "pedbench collect --plan {input.plan} --out {output} > {log} 2>&1"
+        "pedbench collect --plan {input.plan:q} --out {output:q} > {log:q} 2>&1"
 
 
 rule stats:
@@ -41,7 +41,7 @@ rule stats:
     conda:
         "../envs/pedbench.yaml"
     shell:
-        "pedbench stats --plan {input.plan} --out {output} > {log} 2>&1"
+        "pedbench stats --plan {input.plan:q} --out {output:q} > {log:q} 2>&1"
 
 
 rule cost:
@@ -65,8 +65,8 @@ rule cost:
         prepared=f"{RESULTS}/prepared",
         threads=PLAN.config["threads_per_job"],
     shell:
-        "pedbench cost --plan {input.plan} --backbones {params.backbones}"
-        " --prepared {params.prepared} --threads {params.threads} --out {output} > {log} 2>&1"
+        "pedbench cost --plan {input.plan:q} --backbones {params.backbones:q}"
+        " --prepared {params.prepared:q} --threads {params.threads:q} --out {output:q} > {log:q} 2>&1"
 
 
 rule selection:
@@ -90,8 +90,8 @@ rule selection:
         prepared=f"{RESULTS}/prepared",
         threads=PLAN.config["threads_per_job"],
     shell:
-        "pedbench selection --plan {input.plan} --long {input.long} --backbones {params.backbones}"
-        " --prepared {params.prepared} --threads {params.threads} --out {output} > {log} 2>&1"
+        "pedbench selection --plan {input.plan:q} --long {input.long:q} --backbones {params.backbones:q}"
+        " --prepared {params.prepared:q} --threads {params.threads:q} --out {output:q} > {log:q} 2>&1"
 
 
 rule figures:
@@ -109,9 +109,9 @@ rule figures:
     conda:
         "../envs/pedbench.yaml"
     shell:
-        "pedbench figures --plan {input.plan} --long {input.long} --stats {input.stats}"
-        " --cost {input.cost} --selection {input.selection}"
-        " --out {output} > {log} 2>&1"
+        "pedbench figures --plan {input.plan:q} --long {input.long:q} --stats {input.stats:q}"
+        " --cost {input.cost:q} --selection {input.selection:q}"
+        " --out {output:q} > {log:q} 2>&1"
 
 
 rule pictures:
@@ -131,8 +131,8 @@ rule pictures:
     params:
         backbones=f"{RESULTS}/weights",
     shell:
-        "pedbench pictures --plan {input.plan} --long {input.long} --backbones {params.backbones}"
-        " --out {output} > {log} 2>&1"
+        "pedbench pictures --plan {input.plan:q} --long {input.long:q} --backbones {params.backbones:q}"
+        " --out {output:q} > {log:q} 2>&1"
 
 
 rule track:
@@ -148,7 +148,7 @@ rule track:
     params:
         store=digest(os.environ.get("MLFLOW_TRACKING_URI") or None),  # hashed: it may hold a password
     shell:
-        "pedbench track --plan {input.plan} --out {output} > {log} 2>&1"
+        "pedbench track --plan {input.plan:q} --out {output:q} > {log:q} 2>&1"
 
 
 rule tables:
@@ -171,6 +171,6 @@ rule tables:
     conda:
         "../envs/pedbench.yaml"
     shell:
-        "pedbench tables --plan {input.plan} --long {input.long} --stats {input.stats}"
-        " --cost {input.cost} --selection {input.selection}"
-        " --figures {input.figures} {input.pictures} --out {output} > {log} 2>&1"
+        "pedbench tables --plan {input.plan:q} --long {input.long:q} --stats {input.stats:q}"
+        " --cost {input.cost:q} --selection {input.selection:q}"
+        " --figures {input.figures:q} {input.pictures:q} --out {output:q} > {log:q} 2>&1"

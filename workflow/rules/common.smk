@@ -16,29 +16,32 @@ def all_weights(wildcards):
 def option_of_weights(wildcards):
     """Of the step that takes their checksum: their file, where the plan names one."""
     file = PLAN.weights_file(wildcards.backbone)
-    return shlex.join(["--file", file]) if file else ""
+    return ["--file", file] if file else []
+
+
+def experiment_of(wildcards):
+    names = wildcards.dataset, wildcards.split, wildcards.method, wildcards.variant
+    return PLAN.experiment(*names)
 
 
 def weights_of(wildcards):
     """The record of the weights that the experiment runs on."""
-    names = wildcards.dataset, wildcards.split, wildcards.method, wildcards.variant
-    return PLAN.weights[PLAN.experiment(*names).backbone]
+    return PLAN.weights[experiment_of(wildcards).backbone]
 
 
 def prepared_of(wildcards):
     """The marker of the pictures that the experiment reads. They may be deleted when its runs are
     done, and made anew for others without their being repeated."""
-    names = wildcards.dataset, wildcards.split, wildcards.method, wildcards.variant
-    return ancient(PLAN.prepared(PLAN.experiment(*names)))
+    return ancient(PLAN.prepared(experiment_of(wildcards)))
 
 
 def all_prepared(experiments):
     return [ancient(name) for name in sorted({PLAN.prepared(e) for e in experiments})]
 
 
-def keep_epochs(*names):
+def keep_epochs(experiment):
     """The option of a training job whose epochs the step `selection` reads."""
-    return "--keep-epochs" if PLAN.experiment(*names).keep_epochs else ""
+    return ["--keep-epochs"] if experiment.keep_epochs else []
 
 
 def inputs_of_tables(wildcards):

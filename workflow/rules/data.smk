@@ -12,7 +12,7 @@ rule plan:
         config=json.dumps(PLAN.config, sort_keys=True),
         digest=PLAN.digest,
     shell:
-        "pedbench plan --json {params.config:q} --out {output} > {log} 2>&1"
+        "pedbench plan --json {params.config:q} --out {output:q} > {log:q} 2>&1"
 
 
 rule manifest:
@@ -28,8 +28,8 @@ rule manifest:
         root=lambda wildcards: PLAN.sources[wildcards.dataset].root,
         options=lambda wildcards: json.dumps(PLAN.sources[wildcards.dataset].given),
     shell:
-        "pedbench manifest {wildcards.dataset} --root {params.root:q}"
-        " --options {params.options:q} --out {output} > {log} 2>&1"
+        "pedbench manifest {wildcards.dataset:q} --root {params.root:q}"
+        " --options {params.options:q} --out {output:q} > {log:q} 2>&1"
 
 
 rule prepare:
@@ -51,8 +51,8 @@ rule prepare:
         "../envs/pedbench.yaml"
     threads: 8
     shell:
-        "pedbench prepare --manifest {input} --size {wildcards.height} {wildcards.width}"
-        " --resize {wildcards.resize} --threads {threads} --out {output.index} > {log} 2>&1"
+        "pedbench prepare --manifest {input:q} --size {wildcards.height:q} {wildcards.width:q}"
+        " --resize {wildcards.resize:q} --threads {threads} --out {output.index:q} > {log:q} 2>&1"
 
 
 rule weights:
@@ -67,4 +67,4 @@ rule weights:
     params:
         file=option_of_weights,
     shell:
-        "pedbench weights {wildcards.backbone} {params.file} --out {output} > {log} 2>&1"
+        "pedbench weights {wildcards.backbone:q} {params.file:q} --out {output:q} > {log:q} 2>&1"

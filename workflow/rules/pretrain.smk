@@ -14,4 +14,4 @@ rule pretrain:
     params:
         out=subpath(output[0], parent=True),
     shell:
-        "pedbench pretrain --recipe {input} --out {params.out} > {log} 2>&1"
+        "pedbench pretrain --recipe {input:q} --out {params.out:q} > {log:q} 2>&1"

@@ -14,4 +14,4 @@ rule report:
     params:
         config=json.dumps(PLAN.config, sort_keys=True),
     shell:
-        "pedbench report --json {params.config:q} --out {output} > {log} 2>&1"
+        "pedbench report --json {params.config:q} --out {output:q} > {log:q} 2>&1"

@@ -2,24 +2,8 @@
 # its marker: Snakemake deletes the declared outputs of a failed job, and finished seeds are kept.
 
 
-rule resolve:
-    output:
-        f"{RUN}/config.json",
-    log:
-        f"{RESULTS}/logs/resolve/{{dataset}}/{{split}}/{{method}}/{{variant}}.log",
-    conda:
-        "../envs/pedbench.yaml"
-    params:
-        spec=lambda wildcards: json.dumps(
-            PLAN.experiment(**wildcards).spec, sort_keys=True
-        ),
-    shell:
-        "pedbench resolve --spec {params.spec:q} --out {output} > {log} 2>&1"
-
-
 rule train:
     input:
-        config=f"{RUN}/config.json",
         manifest=f"{RESULTS}/manifests/{{dataset}}.parquet",
         prepared=prepared_of,
         weights=weights_of,
@@ -34,17 +18,13 @@ rule train:
     resources:
         gpu=min(1, GPUS),
     params:
-        seeds=lambda wildcards: wildcards.seeds.replace("-", " "),
+        settings=f"{RUN}/config.json",
+        spec=lambda wildcards: json.dumps(experiment_of(wildcards).spec, sort_keys=True),
+        seeds=lambda wildcards: wildcards.seeds.split("-"),
         threads=PLAN.config["threads_per_job"],
-        prepared=lambda wildcards: PLAN.store(
-            PLAN.experiment(
-                wildcards.dataset, wildcards.split, wildcards.method, wildcards.variant
-            )
-        ),
-        keep=lambda wildcards: keep_epochs(
-            wildcards.dataset, wildcards.split, wildcards.method, wildcards.variant
-        ),
+        prepared=lambda wildcards: PLAN.store(experiment_of(wildcards)),
+        keep=lambda wildcards: keep_epochs(experiment_of(wildcards)),
     shell:
-        "pedbench train --settings {input.config} --manifest {input.manifest}"
-        " --prepared {params.prepared} --weights {input.weights} --seeds {params.seeds}"
-        " --threads {params.threads} {params.keep} --out {output} > {log} 2>&1"
+        "pedbench train --settings {params.settings:q} --spec {params.spec:q} --manifest {input.manifest:q}"
+        " --prepared {params.prepared:q} --weights {input.weights:q} --seeds {params.seeds:q}"
+        " --threads {params.threads:q} {params.keep:q} --out {output:q} > {log:q} 2>&1"

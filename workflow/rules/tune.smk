@@ -21,13 +21,12 @@ rule preset:
     params:
         trials=PLAN.config.get("trials"),
     shell:
-        "pedbench preset --plan {input.plan} --trials {params.trials} --out {output.json}"
-        " {input.records} > {log} 2>&1"
+        "pedbench preset --plan {input.plan:q} --trials {params.trials:q} --out {output.json:q}"
+        " {input.records:q} > {log:q} 2>&1"
 
 
 rule trials:
     input:
-        config=lambda wildcards: f"{to_tune()[wildcards.section].folder}/config.json",
         manifest=[source.manifest for source in PLAN.sources.values()],
         prepared=lambda wildcards: ancient(PLAN.prepared(to_tune()[wildcards.section])),
         weights=lambda wildcards: PLAN.weights[to_tune()[wildcards.section].backbone],
@@ -44,11 +43,15 @@ rule trials:
     resources:
         gpu=min(1, GPUS),
     params:
+        settings=lambda wildcards: f"{to_tune()[wildcards.section].folder}/config.json",
+        spec=lambda wildcards: json.dumps(
+            to_tune()[wildcards.section].spec, sort_keys=True
+        ),
         trials=PLAN.config.get("trials"),
         seeds=PLAN.config["seeds"],
         prepared=lambda wildcards: PLAN.store(to_tune()[wildcards.section]),
         threads=PLAN.config["threads_per_job"],
     shell:
-        "pedbench tune --settings {input.config} --manifest {input.manifest}"
-        " --prepared {params.prepared} --weights {input.weights} --trials {params.trials} --seeds {params.seeds}"
-        " --threads {params.threads} --out {output} > {log} 2>&1"
+        "pedbench tune --settings {params.settings:q} --spec {params.spec:q} --manifest {input.manifest:q}"
+        " --prepared {params.prepared:q} --weights {input.weights:q} --trials {params.trials:q} --seeds {params.seeds:q}"
+        " --threads {params.threads:q} --out {output:q} > {log:q} 2>&1"
