@@ -48,8 +48,9 @@ if "--report" in sys.argv:  # what the templates in workflow/report/ read
 
     config["report"] = texts(PLAN)
 GPUS = len(visible_gpus())
-if "gpu" not in workflow.global_resources:  # a limit given with --resources stands
-    workflow.register_resource("gpu", GPUS)
+if workflow.is_main_process and workflow.nodes is None:  # not on a cluster's login node
+    if "gpu" not in workflow.global_resources:  # a limit given with --resources stands
+        workflow.register_resource("gpu", GPUS)
 
 
 report: "workflow/report/workflow.rst"
@@ -62,6 +63,14 @@ wildcard_constraints:
     variant="|".join({re.escape(e.variant) for e in PLAN.experiments}),
     seeds=r"\d+(-\d+)*",
     backbone="|".join(PLAN.backbones),
+
+
+# On a cluster these stay on the login node: seconds, and the network.
+localrules:
+    all,
+    plan,
+    weights,
+    tune,
 
 
 rule all:
