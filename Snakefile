@@ -48,9 +48,9 @@ if "--report" in sys.argv:  # what the templates in workflow/report/ read
 
     config["report"] = texts(PLAN)
 GPUS = len(visible_gpus())
-if workflow.is_main_process and workflow.nodes is None:  # not on a cluster's login node
-    if "gpu" not in workflow.global_resources:  # a limit given with --resources stands
-        workflow.register_resource("gpu", GPUS)
+SHARED = workflow.is_main_process and workflow.nodes is None  # one machine for all jobs
+if SHARED and "gpu" not in workflow.global_resources:  # one given with --resources stands
+    workflow.register_resource("gpu", GPUS)
 
 
 report: "workflow/report/workflow.rst"

@@ -57,7 +57,7 @@ rule cost:
         f"{RESULTS}/logs/cost.log",
     conda:
         "../envs/pedbench.yaml"
-    threads: workflow.resource_settings.cores or 1  # nothing beside it: it measures time
+    threads: cores_of_cost()
     resources:
         gpu=min(1, GPUS),
     params:

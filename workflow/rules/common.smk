@@ -106,6 +106,12 @@ def tables_for_report(folder):
     )
 
 
+def cores_of_cost():
+    """Nothing may run beside what measures time; a scheduler sees to that by itself."""
+    here = workflow.resource_settings.cores if SHARED else None
+    return here or PLAN.config["threads_per_job"]
+
+
 def announce():
     """Say what is about to run, or would."""
     todo = list(workflow.dag.needrun_jobs(exclude_finished=False))
