@@ -49,7 +49,8 @@ if "--report" in sys.argv:  # what the templates in workflow/report/ read
     config["report"] = texts(PLAN)
 GPUS = len(visible_gpus())
 SHARED = workflow.is_main_process and workflow.nodes is None  # one machine for all jobs
-if SHARED and "gpu" not in workflow.global_resources:  # one given with --resources stands
+# A limit that is given with --resources stands.
+if SHARED and "gpu" not in workflow.global_resources:
     workflow.register_resource("gpu", GPUS)
 
 
