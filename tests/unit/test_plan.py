@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pedbench import plan as module
 from pedbench import registry
 from pedbench.config import ROOT, plain, read_yaml
 from pedbench.contracts import BaseDataset, DatasetSpec, PedbenchError
@@ -300,8 +299,8 @@ class Obtained(BaseDataset):
 
 
 def test_real_data_needs_a_folder(monkeypatch, tmp_path):
-    monkeypatch.setattr(module.registry, "datasets", lambda: ("peta",))
-    monkeypatch.setattr(module.registry, "load_dataset", lambda name: Obtained())
+    monkeypatch.setattr(registry, "datasets", lambda: ("peta",))
+    monkeypatch.setattr(registry, "load_dataset", lambda name: Obtained())
     config = {**CONFIG, "datasets": ["peta/standard"]}
     with fails("c.yaml: roots: peta (PETA) must be obtained first (research only); then name"):
         make_plan(config, "c.yaml")
@@ -692,6 +691,7 @@ def complete(tmp_path):
     ]
     for file in done:
         file.parent.mkdir()
+        (file.parents[1] / "config.json").touch()
         names = [f"predictions.{subset}.parquet" for subset in ("val", "test")]
         write_json(file, {"files": dict.fromkeys(names, "sha256")})
         for subset in ("val", "test"):
@@ -735,7 +735,7 @@ def test_a_run_without_validation_images_lacks_nothing(complete):
 
 def test_what_needs_validation_images_is_refused_where_there_are_none(monkeypatch):
     counts = {"standard": {"train": 5, "test": 5}, "zero_shot": {"train": 5, "val": 1, "test": 5}}
-    dataset = type(module.registry.load_dataset("synthetic_a"))
+    dataset = type(registry.load_dataset("synthetic_a"))
     monkeypatch.setattr(dataset, "expected", lambda self, options: counts)
     place = "synthetic_a/standard"
     chooses = {"parameter": "selection", "values": ["best_val_mA"]}
@@ -753,7 +753,8 @@ def test_a_refused_variant_is_finished_and_has_no_runs(tmp_path):
     plan = make_plan({**CONFIG, "results": str(tmp_path)})
     batch = plan.batches[0]
     assert not batch.is_finished()
-    write_json(Path(batch.experiment.folder, "refused.json"), {"reason": "needs tokens"})
+    for name in ("config.json", "refused.json"):
+        write_json(Path(batch.experiment.folder, name), {"reason": "needs tokens"})
     assert batch.is_finished()
     refused = Path(batch.experiment.folder)
     assert refused not in {folder.parent for _, _, folder in runs_of(plan.as_json())}
@@ -767,6 +768,8 @@ def test_a_run_without_the_epochs_that_are_wanted_is_not_finished(tmp_path):
     for folder in folders:
         write_json(folder / "train.done.json", {"epochs": {}})
         (folder / "epochs").mkdir()
+    assert not batch.is_finished()  # without settings nobody reads it
+    write_json(folders[0].parent / "config.json", {})
     assert batch.is_finished()
     (folders[-1] / "epochs").rmdir()
     assert not batch.is_finished()
