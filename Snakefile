@@ -9,6 +9,7 @@ import json
 import os
 import re
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
@@ -18,7 +19,7 @@ from pedbench.config import read_yaml
 from pedbench.contracts import PedbenchError
 from pedbench.devices import visible_gpus
 from pedbench.estimate import describe
-from pedbench.files import digest
+from pedbench.files import digest, only_writer
 from pedbench.plan import check_results_folder, config_source, lost, make_plan
 from pedbench.registry import check_titles
 from pedbench.runs import refusal
@@ -93,6 +94,8 @@ if workflow.is_main_process:
 
 
 onstart:
+    if workflow.is_main_process:
+        claim_results()
     announce()
 
 

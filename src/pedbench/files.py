@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
+import secrets
 import shutil
-from collections.abc import Callable
-from contextlib import suppress
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from pedbench.contracts import PedbenchError
 
 CAPTIONS = "captions.json"  # of a folder of pictures: name -> title, caption, category
+UNLOCKABLE = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)  # what file systems without locks say
 
 
 def canonical_json(value: Any) -> str:
@@ -43,7 +49,7 @@ def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
     A killed or interrupted job leaves either the old file or the new one. Raises PedbenchError
     when the disk is full or the folder cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(temporary)
@@ -55,6 +61,63 @@ def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
     finally:
         with suppress(OSError):  # gone already, if all went well
             temporary.unlink()
+
+
+def drop_temporaries(folder: Path) -> None:
+    """Delete what a killed `write_atomic` left in ``folder``, into which nobody else writes."""
+    for left in folder.glob(".*.tmp"):
+        left.unlink(missing_ok=True)
+
+
+@contextmanager
+def only_writer(lock: Path, what: str, folder: Path) -> Iterator[None]:
+    """Be the only process that ``what`` ("trains", say) in ``folder``, as the lock of the file
+    ``lock``, which stays, tells. The system frees it when a process ends, however it ends.
+
+    Raises PedbenchError naming the holder when there is one. Where the file system knows no locks
+    nobody is kept out, with a warning.
+    """
+    with ExitStack() as stack:
+        try:
+            lock.parent.mkdir(parents=True, exist_ok=True)
+            file = stack.enter_context(lock.open("a+b", buffering=0))
+            if not _locked(file):
+                print(
+                    f"pedbench: warning: the file system of {lock} has no locks; see to it that "
+                    f"no second process {what} in {folder}",
+                    file=sys.stderr,
+                )
+            file.truncate(0)
+            file.write(_myself().encode())
+        except BlockingIOError:
+            holder = lock.read_text(encoding="utf-8").strip() or "it does not say which"
+            raise PedbenchError(
+                f"{folder}: another process {what} there ({holder}); wait for it or end it, then "
+                "run the same command again"
+            ) from None
+        except OSError as error:
+            raise PedbenchError(explain_os_error(lock, error)) from error
+        yield
+
+
+def _locked(file: IO[bytes]) -> bool:
+    """Lock ``file``; False where its file system cannot. Raises BlockingIOError when another
+    process has it."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in UNLOCKABLE:
+            raise
+        return False
+    return True
+
+
+def _myself() -> str:
+    """Host, process and, on a cluster, job."""
+    now = datetime.now().astimezone().isoformat(" ", "seconds")
+    job = os.environ.get("SLURM_JOB_ID") or os.environ.get("PEDBENCH_JOB_ID")
+    place = f"host {socket.gethostname()}, process {os.getpid()}"
+    return f"{place}{f', job {job}' if job else ''}, since {now}\n"
 
 
 def empty_folder(path: Path) -> None:

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from pedbench.contracts import PedbenchError
 from pedbench.data import decoder
-from pedbench.files import explain_os_error, read_json, write_json, write_text
+from pedbench.files import explain_os_error, only_writer, read_json, write_json, write_text
 from pedbench.manifest import Manifest
 
 CHUNK = 256  # pictures of one checksum
@@ -34,12 +34,21 @@ def prepare(manifest: Manifest, size: tuple[int, int], how: str, threads: int, i
     """Write ``index``, a JSON file, and the pictures of ``manifest`` beside it (suffix .bin).
 
     ``size``: height and width in pixels; ``how``: see `resize`. Raises PedbenchError before the
-    start when the disk has no room, and naming the file when a picture is missing or truncated.
+    start when the disk has no room, naming the file when a picture is missing or truncated, and
+    when another process prepares the same.
     """
+    with only_writer(
+        index.with_name(f".{index.stem}.lock"), f"prepares {index.name}", index.parent
+    ):
+        _prepare(manifest, size, how, threads, index)
+
+
+def _prepare(
+    manifest: Manifest, size: tuple[int, int], how: str, threads: int, index: Path
+) -> None:
     data, header = index.with_suffix(".bin"), _header(manifest, size, how)
     partial, journal = (data.with_name(f".{data.name}.{kind}") for kind in ("partial", "journal"))
     try:
-        index.parent.mkdir(parents=True, exist_ok=True)
         for old in (index, data):
             old.unlink(missing_ok=True)
         done = _finished(journal, partial, header)

@@ -12,6 +12,7 @@ import hashlib
 import platform
 import shutil
 import subprocess
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -19,7 +20,14 @@ from typing import Any
 
 from pedbench.config import ROOT, Protocol, plain, protocol_of
 from pedbench.contracts import IMAGE_SIZES, PedbenchError
-from pedbench.files import digest, file_sha256, read_json, write_json
+from pedbench.files import (
+    digest,
+    drop_temporaries,
+    file_sha256,
+    only_writer,
+    read_json,
+    write_json,
+)
 from pedbench.registry import source_path
 
 REFUSED = "refused.json"
@@ -153,11 +161,20 @@ class RunFolder:
         """Whether the finished run kept its epochs, and nobody deleted them since."""
         return self.done.is_file() and self.epochs.is_dir() and "epochs" in read_json(self.done)
 
+    def alone(self) -> AbstractContextManager[None]:
+        """To be held while training here. The lock is beside the folder, which `start` may drop.
+
+        Raises PedbenchError when another process holds it.
+        """
+        lock = self.path.with_name(f".{self.path.name}.lock")
+        return only_writer(lock, "trains", self.path)
+
     def start(self, run: str, config: dict[str, Any]) -> None:
         """Prepare the folder for this run, dropping what another configuration left in it."""
         if self.config.is_file() and read_json(self.config).get("digest") != run:
             shutil.rmtree(self.path)
         self.done.unlink(missing_ok=True)
+        drop_temporaries(self.path)
         write_json(self.config, {**config, "digest": run})
 
     def finish(self, run: str, epochs: bool = False) -> None:

@@ -6,6 +6,7 @@ import copy
 import os
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -96,7 +97,8 @@ def train(
                 write_json(refused, {"reason": reason})
             return {}
         for seed in pending:
-            job.run(seed, digests[seed], folders[seed], keep_epochs)
+            with folders[seed].alone() if job.accelerator.is_main_process else nullcontext():
+                job.run(seed, digests[seed], folders[seed], keep_epochs)
     return {str(seed): digest for seed, digest in digests.items()}
 
 

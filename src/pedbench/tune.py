@@ -32,7 +32,7 @@ from pedbench.config import (
     settings,
 )
 from pedbench.contracts import PedbenchError, TaskKind
-from pedbench.files import digest, read_json, write_json, write_text
+from pedbench.files import digest, only_writer, read_json, write_json, write_text
 from pedbench.plan import PROTOCOL_OF, Experiment, Plan, task_of
 from pedbench.runs import RunConfig, RunFolder, derive_seed, run_digest
 
@@ -158,16 +158,18 @@ def tune(
     study = digest({"space": encode(space), "runs": runs})
     folder = config_path.parent / "trials"
     kept = folder / "finished.json"
-    before = read_json(kept) if kept.is_file() else {}
-    done: list[Trial] = before["trials"] if before.get("study") == study else []
     name = f"{config.method}/{config.variant}"
-    for number in tqdm(range(len(done), trials), f"{name}: trials", trials, initial=len(done)):
-        values = suggest(space, done, seeds[0]) if done else {k: config.params[k] for k in space}
-        score = _score(job, {**config.params, **values}, seeds, folder / str(number))
-        tqdm.write(f"{name}: trial {number}: {values}: {_percent(score)}")
-        done = [*done, {"values": values, "score": score}]
-        write_json(kept, {"study": study, "trials": done})
-        shutil.rmtree(folder / str(number), ignore_errors=True)
+    with only_writer(folder.with_name(".trials.lock"), "tunes", folder):
+        before = read_json(kept) if kept.is_file() else {}
+        done: list[Trial] = before["trials"] if before.get("study") == study else []
+        for number in tqdm(range(len(done), trials), f"{name}: trials", trials, initial=len(done)):
+            start = {k: config.params[k] for k in space}
+            values = suggest(space, done, seeds[0]) if done else start
+            score = _score(job, {**config.params, **values}, seeds, folder / str(number))
+            tqdm.write(f"{name}: trial {number}: {values}: {_percent(score)}")
+            done = [*done, {"values": values, "score": score}]
+            write_json(kept, {"study": study, "trials": done})
+            shutil.rmtree(folder / str(number), ignore_errors=True)
     record = {
         "variant": config.variant,
         "settings": unsearched(config.method, raw, space),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -42,13 +41,14 @@ every_writer = pytest.mark.parametrize("write", [_json, _tensors, _predictions])
 
 
 @every_writer
-def test_full_disk_keeps_the_old_file_and_says_so(tmp_path, write):
+def test_full_disk_keeps_the_old_file_and_says_so(tmp_path, write, monkeypatch):
     if not Path("/dev/full").exists():
         pytest.skip("/dev/full is not there")
     path = tmp_path / "file"
     write(path, 1)
     old = path.read_bytes()
-    (tmp_path / f".file.{os.getpid()}.tmp").symlink_to("/dev/full")  # where the writer writes
+    monkeypatch.setattr("pedbench.files.secrets.token_hex", lambda size: "own")
+    (tmp_path / ".file.own.tmp").symlink_to("/dev/full")  # where the writer writes
     with pytest.raises(PedbenchError, match="file: the disk .* is full.*Finished runs are untouch"):
         write(path, 2)
     assert path.read_bytes() == old

@@ -55,7 +55,7 @@ def test_the_bits_are_those_of_decoding(pictures, tmp_path, how):
         expected = Images.decoded(some, size, how)[torch.arange(len(positions))]
         found = Images(store.load, some.positions, size)
         assert torch.equal(found[torch.arange(len(positions))], expected)
-    assert sorted(path.name for path in (tmp_path / "p").iterdir()) == ["x.bin", "x.json"]
+    assert sorted(path.name for path in (tmp_path / "p").iterdir()) == [".x.lock", "x.bin", "x.json"]
 
 
 def test_a_run_on_prepared_pictures_is_the_same_run(prepare_job, tmp_path, manifest):

@@ -112,6 +112,17 @@ def cores_of_cost():
     return here or PLAN.config["threads_per_job"]
 
 
+def claim_results():
+    """Until this process ends no other Snakemake, of whatever checkout, makes these results."""
+    alone = ExitStack()
+    atexit.register(alone.close)
+    folder = Path(RESULTS)
+    try:
+        alone.enter_context(only_writer(folder / ".lock", "runs Snakemake", folder))
+    except PedbenchError as error:
+        raise WorkflowError(str(error)) from None
+
+
 def announce():
     """Say what is about to run, or would."""
     todo = list(workflow.dag.needrun_jobs(exclude_finished=False))
