@@ -1,13 +1,14 @@
-# make tables | report | ui | smoke | test | test-system | install | pretrain | tune | clean
+# make tables | report | ui | smoke | test | test-system | test-slurm | install | pretrain | tune | clean
 PYTHON ?= python3
 CORES ?= all
 VENV := .venv
 READY := $(VENV)/ready
+SLURM := slurm-wlm munge
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := true
 
-.PHONY: tables report ui smoke pretrain tune install test test-system check clean
+.PHONY: tables report ui smoke pretrain tune install test test-system test-slurm check clean
 
 tables: install
 	snakemake --cores $(CORES) results/tables
@@ -50,6 +51,11 @@ test: check
 # Long checks; tools that are absent skip by name, with PEDBENCH_REQUIRE_TOOLS=1 they fail.
 test-system: install
 	OMP_NUM_THREADS=1 pytest -m system
+
+# Of these, the benchmark on a real Slurm, which is started for it on this machine (root, Debian).
+test-slurm: install
+	command -v slurmctld > /dev/null || { apt-get -qq update && apt-get -qq install --yes --no-install-recommends $(SLURM) > /dev/null; }
+	OMP_NUM_THREADS=1 PEDBENCH_REQUIRE_TOOLS=1 pytest -m system tests/system/test_slurm.py
 
 clean:
 	rm -rf results .snakemake

@@ -32,20 +32,38 @@ class Checkout:
                 shutil.copy(source, root / name)
         return cls(root)
 
-    def run(self, *command: str) -> subprocess.CompletedProcess[str]:
-        """Standard output and error come together in ``stdout``."""
+    @property
+    def environment(self) -> dict[str, str]:
+        """Of its commands."""
         tools = Path(sys.executable).parent
         own = {"PYTHONPATH": str(self.root / "src"), "OMP_NUM_THREADS": "1"}
-        environment = {**os.environ, **own, "PATH": f"{tools}{os.pathsep}{os.environ['PATH']}"}
+        return {**os.environ, **own, "PATH": f"{tools}{os.pathsep}{os.environ['PATH']}"}
+
+    def run(self, *command: str) -> subprocess.CompletedProcess[str]:
+        """Standard output and error come together in ``stdout``."""
         return subprocess.run(
             command,
             cwd=self.root,
-            env=environment,
+            env=self.environment,
             check=False,
             text=True,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
         )
+
+    def start(self, log: Path, *command: str) -> subprocess.Popen[str]:
+        """Without waiting for its end; what it prints is added to ``log``. It leads a process
+        group, as what a terminal starts does."""
+        with log.open("a") as stream:
+            return subprocess.Popen(
+                command,
+                cwd=self.root,
+                env=self.environment,
+                text=True,
+                stdout=stream,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
 
     def snakemake(self, *arguments: str, cores: int = 2) -> str:
         """What it printed; fails the test, showing it, if Snakemake fails."""

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import os
 import shutil
+from typing import NoReturn
 
 import pytest
 
 
 def need(tool: str) -> str:
     """Path of ``tool``."""
-    found = shutil.which(tool)
-    if found is None and os.environ.get("PEDBENCH_REQUIRE_TOOLS") == "1":
-        pytest.fail(f"{tool} is not installed, but PEDBENCH_REQUIRE_TOOLS=1")
-    if found is None:
-        pytest.skip(f"{tool} is not installed")
-    return found
+    return shutil.which(tool) or _without(f"{tool} is not installed")
+
+
+def need_root(why: str) -> None:
+    if os.getuid() != 0:
+        _without(f"{why} needs root")
+
+
+def _without(what: str) -> NoReturn:
+    if os.environ.get("PEDBENCH_REQUIRE_TOOLS") == "1":
+        pytest.fail(f"{what}, but PEDBENCH_REQUIRE_TOOLS=1")
+    pytest.skip(what)
