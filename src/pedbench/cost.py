@@ -6,18 +6,15 @@ to itself. docs/cost.md says what the columns mean, and what they do not.
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import importlib
 import math
 import multiprocessing
 import os
-import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
@@ -42,6 +39,7 @@ from pedbench.devices import device_name
 from pedbench.engine import Fit
 from pedbench.files import read_json, write_text
 from pedbench.manifest import Manifest, read_manifest
+from pedbench.memory import Memory
 from pedbench.predict import normalisation, predict
 from pedbench.runs import RunConfig, device_of, refusal
 from pedbench.train import Job, build_model, make_task, training_set
@@ -346,42 +344,6 @@ def peak_memory(bench: Bench) -> dict[str, Any]:
         bench.train(method, model, BATCHES, after_step)
         row["train_peak_mb"] = max(peaks) if None not in peaks else None
     return row
-
-
-class Memory:
-    """Peak memory in MB (10^6 bytes) above the level at construction: of torch's allocator on a
-    GPU, else of the process (resident set), which Linux alone lets us ask for; elsewhere None."""
-
-    STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.restart()
-        self.level = self._highest()
-
-    def restart(self) -> None:
-        """Forget the peak so far."""
-        gc.collect()
-        if self.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self.device)
-        elif self.CLEAR.exists():
-            with suppress(AttributeError):  # another C library than glibc
-                ctypes.CDLL(None).malloc_trim(0)  # gives what is free back to the system
-            self.CLEAR.write_text("5")  # the peak (VmHWM) becomes the present (proc(5))
-
-    def peak(self) -> float | None:
-        """Since the last restart."""
-        highest = self._highest()
-        if highest is None or self.level is None:
-            return None
-        return _rounded((highest - self.level) / 1e6)
-
-    def _highest(self) -> int | None:
-        if self.device.type == "cuda":
-            return torch.cuda.max_memory_allocated(self.device)
-        status = self.STATUS.read_text() if self.CLEAR.exists() else ""
-        kilobytes = re.search(r"VmHWM:\s*(\d+) kB", status)
-        return 1024 * int(kilobytes[1]) if kilobytes else None
 
 
 class EnergyMeter:

@@ -25,6 +25,7 @@ from pedbench.devices import device_name
 from pedbench.engine import Diverged, Fit, TrainingSet, Validate
 from pedbench.files import read_json, write_json
 from pedbench.manifest import Manifest, read_manifest
+from pedbench.memory import Memory
 from pedbench.nn.backbone import Backbone, load_backbone
 from pedbench.predict import (
     normalisation,
@@ -248,6 +249,7 @@ class Job:
         if main:
             self._open(seed, digest, folder)
         self.accelerator.wait_for_everyone()
+        memory = Memory(self.accelerator.device)
         method, model = self.build(seed)
         trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
         seconds = 0.0
@@ -268,6 +270,8 @@ class Job:
                 "parameters_trained": trained,
                 "parameters_total": sum(p.numel() for p in model.parameters()),
             }
+            if peak := memory.highest():
+                cost["peak_memory_mb"] = round(peak / 1e6)
             write_json(folder.path / "cost.json", cost)
             folder.finish(digest, keep_epochs)
         self.accelerator.wait_for_everyone()

@@ -14,9 +14,10 @@ from torch.nn import functional as F
 from pedbench import cost
 from pedbench.config import read_protocol, resolve
 from pedbench.contracts import PedbenchError, Stage
-from pedbench.cost import COLUMNS, Bench, EnergyMeter, Memory, count_flops, count_parameters
+from pedbench.cost import COLUMNS, Bench, EnergyMeter, count_flops, count_parameters
 from pedbench.files import write_json
 from pedbench.manifest import write_manifest
+from pedbench.memory import Memory
 from pedbench.nn.blocks import Attention
 from pedbench.train import train
 

@@ -48,6 +48,8 @@ def test_a_job_leaves_a_complete_run_folder(prepare, tmp_path):
         )
         assert not folder.checkpoint.exists()
     assert digests["0"] != digests["1"]
+    cost = read_json(tmp_path / "v/seed1/cost.json")
+    assert 200 < cost["peak_memory_mb"] < 20_000  # torch and a small model
 
 
 def test_finished_seeds_are_kept_and_others_added(prepare, tmp_path, monkeypatch):
