@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +16,8 @@ from torch import Tensor, nn
 from pedbench.contracts import PedbenchError
 from pedbench.files import file_sha256, read_json, write_atomic, write_json
 
+ELSEWHERE = "the adapter belongs to another method, variant or backbone"
+
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
     """Write atomically; ``meta`` travels as JSON in the file's header."""
@@ -23,19 +26,22 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, A
     write_atomic(path, lambda temporary: temporary.write_bytes(data))
 
 
-def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Raises PedbenchError naming the file when it is missing or damaged."""
+def load_tensors(path: Path, sha256: str | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Raises PedbenchError naming the file when it is missing or damaged, or when its bytes do not
+    have the ``sha256`` that is asked for."""
     try:
         data = path.read_bytes()
+        if sha256 not in (None, hashlib.sha256(data).hexdigest()):
+            raise ValueError("its checksum is not the one noted when it was written")
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
         meta = json.loads(header["__metadata__"]["pedbench"])
         return load(data), meta
     except FileNotFoundError:
         raise PedbenchError(f"{path}: no such file") from None
-    except (SafetensorError, ValueError, KeyError) as error:
+    except (SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise PedbenchError(
-            f"{path}: not a pedbench tensor file or truncated ({error}); delete the folder "
-            f"{path.parent} and run again"
+            f"{path}: not a pedbench tensor file, changed or truncated ({error}); delete the "
+            f"folder {path.parent} and run again"
         ) from error
 
 
@@ -62,17 +68,25 @@ class Trained:
 
 
 def load_trained(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Put trained tensors back. Raises PedbenchError when they do not fit ``model``."""
+    """Put trained tensors back. Raises PedbenchError when they do not fit ``model``, or are not
+    all that trains in it."""
     own = model.state_dict(keep_vars=True)
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and name not in tensors:
+            raise PedbenchError(f"{path}: has no '{name}'; {ELSEWHERE}")
     with torch.no_grad():
         for name, tensor in tensors.items():
-            if name not in own or own[name].shape != tensor.shape:
-                found = tuple(own[name].shape) if name in own else "no such tensor"
+            found = _kind(own[name]) if name in own else "no such tensor"
+            if found != _kind(tensor):
                 raise PedbenchError(
-                    f"{path}: '{name}' {tuple(tensor.shape)} does not fit the model ({found}); "
-                    "the adapter belongs to another method, variant or backbone"
+                    f"{path}: '{name}' {_kind(tensor)} does not fit the model ({found}); "
+                    f"{ELSEWHERE}"
                 )
             own[name].copy_(tensor)
+
+
+def _kind(tensor: Tensor) -> str:
+    return f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
 
 
 class Checkpoints:
@@ -91,19 +105,24 @@ class Checkpoints:
             stale.unlink(missing_ok=True)
 
     def load(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """None when there is nothing of this run to resume. Raises PedbenchError on damage."""
+        """None when there is nothing of this run to resume. Raises PedbenchError on damage: only
+        the file that was noted, with the bytes that were noted, is read."""
         if not self.pointer.is_file():
             return None
         latest = read_json(self.pointer)
-        if latest["run"] != self.run:
+        try:
+            run, file, sha256 = (str(latest[key]) for key in ("run", "file", "sha256"))
+        except (KeyError, TypeError):
+            run, file, sha256 = self.run, "", ""
+        if run != self.run:
             return None
-        path = self.folder / latest["file"]
-        if not path.is_file() or file_sha256(path) != latest["sha256"]:
+        path = self.folder / file
+        if path not in self.folder.glob("state-*.safetensors") or path.is_symlink():
             raise PedbenchError(
-                f"{path}: checkpoint is corrupt (its checksum differs from {self.pointer.name}); "
+                f"{self.pointer}: checkpoint is corrupt ('{file}' is no state in its folder); "
                 f"delete the folder {self.folder} to train this seed from its start"
             )
-        return load_tensors(path)
+        return load_tensors(path, sha256)
 
 
 def optimiser_tensors(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -180,7 +180,7 @@ def test_corrupt_checkpoint_names_file_and_remedy(bench):
     state = next((bench.folder / "killed").glob("*.safetensors"))
     state.write_bytes(state.read_bytes()[:-40])
     with pytest.raises(
-        PedbenchError, match=rf"{state.name}: checkpoint is corrupt.*delete the folder"
+        PedbenchError, match=rf"{state.name}: not a .*its checksum is not.*delete the folder"
     ):
         bench.fit(name="killed")
 

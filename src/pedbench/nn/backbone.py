@@ -21,7 +21,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pedbench.addresses import shown
 from pedbench.contracts import BACKBONES, OPENAI, TINY, PedbenchError
+from pedbench.files import file_sha256
 from pedbench.nn.blocks import Attention, insert, merge_qkv, step
 from pedbench.nn.tokenizer import Tokenizer
 from pedbench.paths import resource
@@ -499,12 +501,15 @@ def _tiny_state(weights: str | Path | None) -> dict[str, Tensor]:
 
 
 def _openai_clip(name: str, weights: str | Path | None, cache_dir: str | Path | None) -> Any:
-    """OpenAI's CLIP by open_clip's own loading: given file, cache, download."""
+    """OpenAI's CLIP by open_clip's own loading: given file, cache, download. Nothing of a file is
+    run, but of OpenAI's own archive, which is known by its checksum."""
     import open_clip
 
     weights = weights or _cached(name, cache_dir)
     if weights is None:
         _require_hub(name, cache_dir)
+    else:
+        _refuse_programs(name, Path(weights))
     try:
         return open_clip.create_model(
             OPENAI[name],
@@ -547,8 +552,9 @@ def _require_hub(name: str, cache_dir: str | Path | None) -> None:
     except OSError as error:
         raise PedbenchError(
             f"the weights of {name} are not in the cache {cache_dir or HF_HUB_CACHE}, and "
-            f"{ENDPOINT} cannot be reached to fetch them ({error}): run once with a connection, "
-            "copy the cache of a machine that has them, or name a checkpoint file in the config: "
+            f"{shown(ENDPOINT)} cannot be reached to fetch them ({error}): run once with a "
+            "connection, copy the cache of a machine that has them, or name a checkpoint file in the "
+            "config: "
             f"checkpoints: {{{name}: /path/to/file}}"
         ) from error
 
@@ -559,3 +565,19 @@ def _is_torchscript(path: Path) -> bool:
         return False
     with zipfile.ZipFile(path) as archive:
         return any(Path(entry).name == "constants.pkl" for entry in archive.namelist())
+
+
+def _refuse_programs(name: str, path: Path) -> None:
+    """Raises PedbenchError for a TorchScript archive, whose programs run when it is loaded, unless
+    it is the one that OpenAI released; the address of that holds its sha256."""
+    from open_clip.pretrained import get_pretrained_cfg
+
+    if _is_torchscript(path):
+        released = get_pretrained_cfg(OPENAI[name], "openai")["url"].split("/")[-2]
+        found = file_sha256(path)
+        if found != released:
+            raise PedbenchError(
+                f"{path}: holds programs (TorchScript) and is not the file that OpenAI released as "
+                f"{name} (sha256 {found[:12]}..., wanted {released[:12]}...), so it was not "
+                "loaded: give the released file, or tensors alone, as safetensors"
+            )
