@@ -15,11 +15,12 @@ from pathlib import Path
 from snakemake.exceptions import WorkflowError
 from snakemake.utils import min_version
 
+from pedbench.addresses import shown
 from pedbench.config import read_yaml
 from pedbench.contracts import PedbenchError
 from pedbench.devices import visible_gpus
 from pedbench.estimate import describe
-from pedbench.files import digest, only_writer
+from pedbench.files import only_writer
 from pedbench.plan import check_results_folder, config_source, lost, make_plan
 from pedbench.registry import check_titles
 from pedbench.runs import refusal
