@@ -98,6 +98,8 @@ onstart:
     if workflow.is_main_process:
         claim_results()
     announce()
+    # of its timers one more never ends with every finished job: snakemake issue 3804
+    workflow.scheduler.job_rate_limiter = None
 
 
 onsuccess:
