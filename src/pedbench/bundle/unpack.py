@@ -19,6 +19,7 @@ from typing import NoReturn
 import pyarrow as pa
 import pyarrow.parquet as pq
 from jsonschema import Draft202012Validator
+from safetensors import SafetensorError, safe_open
 
 from pedbench import __version__
 from pedbench.bundle.index import FORMAT, INDEX, LONG, SCHEMA
@@ -41,11 +42,19 @@ from pedbench.runs import PREDICTED
 ENDINGS = (".json", ".jsonl", ".csv", ".parquet", ".safetensors")
 NAME = re.compile(r"[a-zA-Z0-9][\w-]*", re.ASCII)
 RATIO = 100  # an honest bundle unpacks to about five times its size
+MEMBERS = 1_000_000  # files; a run has about ten
+TEXT = (
+    1 << 26
+)  # bytes of a file that is read as a whole: JSON, CSV; the index has 150 for each file
 VALUES = 20_000_000  # of one Parquet file, beside features
 BYTES = 1 << 30  # of the values of one Parquet file
 READ = {"par": (read_predictions,), "reid": (read_features, read_rankings)}  # by task
 CODECS = {"SNAPPY", "UNCOMPRESSED"}  # what results are written with; unpacks to 20 times at most
 STEP = 1 << 20  # bytes copied at once
+UNFIT = (  # what reading contents raises that are of another kind than they should be
+    *(LookupError, TypeError, ArithmeticError, ValueError, AttributeError, AssertionError),
+    *(RecursionError, OSError, pa.ArrowException),
+)
 
 
 def import_bundle(file: Path, name: str, imported: Path = Path("imported")) -> bool:
@@ -123,13 +132,19 @@ def refuse(file: Path, reason: str) -> NoReturn:
 def check_size(file: Path, archive: zipfile.ZipFile) -> None:
     """Refuses what would unpack to far more than results do. Entries are read no further than
     the size they state, so a false size cannot help them."""
-    packed, unpacked = file.stat().st_size, sum(e.file_size for e in archive.infolist())
+    entries = archive.infolist()
+    packed, unpacked = file.stat().st_size, sum(e.file_size for e in entries)
     if unpacked > RATIO * packed:
         refuse(
             file,
             f"its {packed:,} bytes unpack to {unpacked:,}, more than {RATIO} times as many, which "
             "results never do (a zip bomb)",
         )
+    if len(entries) > MEMBERS:
+        refuse(file, f"it holds {len(entries):,} files, more than {MEMBERS:,}")
+    for entry in entries:
+        if entry.file_size > TEXT and not entry.filename.endswith((".parquet", ".safetensors")):
+            refuse(file, f"{entry.filename!r} has more than {TEXT:,} bytes of text")
 
 
 def check_space(file: Path, archive: zipfile.ZipFile, folder: Path) -> None:
@@ -146,8 +161,10 @@ def check_entries(file: Path, archive: zipfile.ZipFile, index: Document) -> None
     names = Counter(entry.filename for entry in archive.infolist())
     listed = {INDEX, *index["files"]}
     folders = {str(parent) for name in names for parent in PurePosixPath(name).parents}
+    cases = Counter(map(str.casefold, names))
     for wrong, reason in (
         ({name for name, count in names.items() if count > 1}, "is in it twice"),
+        ({n for n in names if cases[n.casefold()] > 1}, "differs from another in its case only"),
         (folders & names.keys(), "is a file and a folder"),
         (names.keys() - listed, f"is not in its {INDEX}"),
         (listed - names.keys(), f"is in its {INDEX} but not in the zip"),
@@ -162,6 +179,8 @@ def objection(entry: zipfile.ZipInfo) -> str | None:
     parts = name.split("/")
     if not name.isprintable() or "\\" in name or ":" in name:
         return "has a name with odd characters"
+    if entry.filename != name:  # a second one, in an extra field, which Python from 3.13 on takes
+        return "has two names"
     if name.startswith("/"):
         return "is an absolute path"
     if {"", ".", ".."} & set(parts):
@@ -214,7 +233,7 @@ def check_contents(file: Path, folder: Path, index: Document) -> None:
         reason = next(misfits(folder, index), None)
     except PedbenchError as error:
         reason = str(error).replace(f"{folder}/", "")
-    except (KeyError, TypeError, ValueError, AttributeError, pa.ArrowException) as error:
+    except UNFIT as error:
         reason = f"its contents do not fit together ({type(error).__name__}: {error})"
     if reason:
         refuse(file, reason)
@@ -243,6 +262,15 @@ def too_large(path: Path) -> str | None:
     return None
 
 
+def no_tensors(path: Path) -> str | None:
+    """Why ``path`` is no file of tensors, if so; none of them is read."""
+    try:
+        with safe_open(path, "np"):
+            return None
+    except SafetensorError as error:
+        return f"is no safetensors file ({error})"
+
+
 def is_feature(column: pq.ColumnChunkMetaData) -> bool:
     """Whether it holds lists of float32, of which there are many: hundreds for each image."""
     return column.physical_type == "FLOAT" and column.path_in_schema.startswith("feature.")
@@ -252,6 +280,9 @@ def misfits(folder: Path, index: Document) -> Iterator[str]:
     """What is wrong with the unpacked bundle in ``folder``."""
     for path in folder.rglob("*.parquet"):
         if reason := too_large(path):
+            yield f"{path.relative_to(folder)} {reason}"
+    for path in folder.rglob("*.safetensors"):
+        if reason := no_tensors(path):
             yield f"{path.relative_to(folder)} {reason}"
     plan = read_plan(folder)
     Comparison(**plan["comparison"])
