@@ -26,6 +26,7 @@ from urllib.error import URLError
 from urllib.parse import unquote, urlsplit
 from urllib.request import urlopen
 
+from pedbench.addresses import shown, without_secrets
 from pedbench.config import HEADLINE
 from pedbench.contracts import PedbenchError
 from pedbench.files import digest, file_sha256, read_json, write_atomic, write_json
@@ -87,17 +88,17 @@ def track(folders: Iterable[Path], marker: Path) -> Counter[str]:
 @contextmanager
 def explained(store: str) -> Iterator[None]:
     """Turn what MLflow, its database and the network raise into a PedbenchError naming ``store``,
-    without the password that its URI may hold."""
+    without the password that its URI may hold. ValueError: of an address that is none."""
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
 
     try:
         yield
-    except (MlflowException, SQLAlchemyError, OSError, ImportError) as error:  # no driver
+    except (MlflowException, SQLAlchemyError, OSError, ImportError, ValueError) as error:
         reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
         raise PedbenchError(
-            f"MLflow's store {without_password(store.partition('?')[0], store)} cannot be used "
-            f"({without_password(reason, store)}). Make room, start the server or correct "
+            f"MLflow's store {shown(store)} cannot be used "
+            f"({without_secrets(reason, store)}). Make room, start the server or correct "
             "MLFLOW_TRACKING_URI, and run the same command again: it goes on where it was, and "
             "all run folders are kept"
         ) from error
@@ -112,14 +113,6 @@ def login_apart(uri: str) -> str:
     user, password = unquote(parts.username or ""), unquote(parts.password)
     os.environ |= {"MLFLOW_TRACKING_USERNAME": user, "MLFLOW_TRACKING_PASSWORD": password}
     return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
-
-
-def without_password(text: str, uri: str) -> str:
-    """``text`` without user and password of ``uri``."""
-    secret = urlsplit(uri).netloc.rpartition("@")[0]
-    password = unquote(secret.partition(":")[2])
-    text = text.replace(f"{secret}@", "") if secret else text
-    return text.replace(password, "***") if password else text
 
 
 def sqlite_store(path: Path) -> str:
@@ -351,7 +344,7 @@ def ui(results: Path, port: int) -> None:
     """
     store, given = results / "mlflow.db", os.environ.get("MLFLOW_TRACKING_URI", "")
     if given.startswith("http"):
-        return show(without_password(given, given))
+        return show(shown(given))
     if not given and not store.is_file():
         raise PedbenchError(
             f"{store}: no such file; 'snakemake --cores all {results}/mlflow.json' makes it, and "
@@ -376,10 +369,11 @@ def show(server: str) -> None:
 
 def serve(store: str, artifacts: Path, port: int) -> subprocess.Popen[bytes]:
     """MLflow's server on this machine, when it answers; one worker takes half the memory."""
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store]
+    command = [sys.executable, "-m", "mlflow", "server", "--workers", "1"]
     command += ["--artifacts-destination", str(artifacts.resolve())]
-    command += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    server = subprocess.Popen(command, env=os.environ | QUIET)
+    command += ["--host", "127.0.0.1", "--port", str(port)]  # anybody who reaches it may write
+    private = {"MLFLOW_BACKEND_STORE_URI": store}  # all users of the machine see a command
+    server = subprocess.Popen(command, env=os.environ | QUIET | private)
     while server.poll() is None:
         try:
             with urlopen(f"http://127.0.0.1:{port}/health", timeout=5):

@@ -17,6 +17,7 @@ from pedbench import registry
 SOURCE = Path(registry.__file__).parent
 LAYERS = (
     {
+        "addresses",
         "contracts",
         "_torchvision_guard",
         "files",
@@ -24,7 +25,9 @@ LAYERS = (
         "schedules",
         "registry",
         "devices",
+        "launch",
         "stopping",
+        "together",
     },
     {"nn", "world", "config", "tasks", "manifest", "checkpoint", "formats", "phrases"},
     {"data", "plan", "prepared", "runs", "results"},

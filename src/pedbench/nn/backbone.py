@@ -553,8 +553,8 @@ def _require_hub(name: str, cache_dir: str | Path | None) -> None:
         raise PedbenchError(
             f"the weights of {name} are not in the cache {cache_dir or HF_HUB_CACHE}, and "
             f"{shown(ENDPOINT)} cannot be reached to fetch them ({error}): run once with a "
-            "connection, copy the cache of a machine that has them, or name a checkpoint file in the "
-            "config: "
+            "connection, copy the cache of a machine that has them, or name a checkpoint file in "
+            "the config: "
             f"checkpoints: {{{name}: /path/to/file}}"
         ) from error
 
