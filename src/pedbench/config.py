@@ -323,6 +323,7 @@ def changeable(method: str) -> dict[str, registry.Field]:
     return {**settings(method), "backbone": backbone}
 
 
+@cache
 def protocol_fields() -> Mapping[str, registry.Field]:
     """Type and doc line of every protocol setting; name, version and task are no settings."""
     every = registry.read_dataclass(Path(__file__), "Protocol")

@@ -55,8 +55,9 @@ def datasets() -> tuple[str, ...]:
 
 def source_path(kind: Kind, name: str) -> Path:
     """The file of a plug-in. Raises PedbenchError, with close names, if there is none."""
-    known = _names(kind)
-    if name not in known:
+    path = _folder(kind) / f"{name}.py"
+    if not (_NAME.fullmatch(name) and path.is_file()):
+        known = _names(kind)
         withdrawn = [why for word, why in WITHDRAWN.items() if name.lower().startswith(word)]
         if kind == "dataset" and withdrawn:
             raise PedbenchError(f"no dataset '{name}': {withdrawn[0]}")
@@ -64,7 +65,7 @@ def source_path(kind: Kind, name: str) -> Path:
             f"unknown {kind} '{name}'{suggest(name, known)} "
             f"(the {kind}s are the files of {kind}s/: {', '.join(known) or 'none yet'})"
         )
-    return _folder(kind) / f"{name}.py"
+    return path
 
 
 def summary(kind: Kind, name: str) -> str:
@@ -218,7 +219,7 @@ def checked(field: Field, value: Any) -> Any:
     YAML reads ``1e-3`` as text, so text that is a number is taken for one where a float is
     wanted. Raises PedbenchError (without naming the key: the caller knows where it is).
     """
-    accepted = _accept(ast.parse(field.annotation, mode="eval").body, value)
+    accepted = _accept(_annotation(field.annotation), value)
     if accepted is _REFUSED:
         literal = re.fullmatch(r"Literal\[(.*)\]", field.annotation)
         wanted = f"one of {literal[1]}" if literal else field.annotation
@@ -237,6 +238,11 @@ def suggest(word: str, known: Iterable[str]) -> str:
 
 
 _REFUSED = object()
+
+
+@cache
+def _annotation(text: str) -> ast.expr:
+    return ast.parse(text, mode="eval").body
 
 
 def _accept(kind: ast.expr, value: Any) -> Any:

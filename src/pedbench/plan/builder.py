@@ -9,6 +9,7 @@ from pedbench import registry
 from pedbench.config import ProtocolFile, plain
 from pedbench.config import resolve as resolve_values
 from pedbench.contracts import PedbenchError, TaskKind
+from pedbench.files import digest
 from pedbench.plan.entries import read_choice, read_place, task_of
 from pedbench.plan.model import Choice, Experiment, Line, Place, Point, Sweep
 
@@ -22,10 +23,11 @@ class Builder:
     ) -> None:
         self.config, self.protocols = config, protocols
         self.experiments: list[Experiment] = []
+        self._known: dict[str, Experiment] = {}  # by what they run
 
     def add(self, where: str, dataset: str, split: str, method: str, variant: str) -> None:
         values = self._values((dataset, split), method, variant)
-        twin = self._same(dataset, split, method, values)
+        twin = self._known.get(_identity(dataset, split, method, values))
         if twin is not None:
             raise PedbenchError(
                 f"{where}: '{method}/{variant}' has the same values as '{method}/{twin.variant}' "
@@ -49,7 +51,7 @@ class Builder:
             except PedbenchError as error:
                 reason = str(error).removeprefix(f"sweep {name}: ")
                 raise PedbenchError(f"{where}: {reason}") from None
-            same = self._same(*place, method, values)
+            same = self._known.get(_identity(*place, method, values))
             variant = same.variant if same else f"{base}-{parameter}{value}"
             if same is None:
                 self._append(*place, method, variant, values, in_tables=False)
@@ -60,15 +62,6 @@ class Builder:
         values = resolve_values(method, variant, self.protocols[task_of(place)], *swept)
         return {"backbone": self.config["backbone"], **values}
 
-    def _same(self, dataset: str, split: str, method: str, values: Any) -> Experiment | None:
-        """The experiment that already runs these values, whatever their origin."""
-        place = (dataset, split, method)
-        for other in self.experiments:
-            here = (other.dataset, other.split, other.method) == place
-            if here and plain({part: other.spec[part] for part in values}) == plain(values):
-                return other
-        return None
-
     def _append(
         self, dataset: str, split: str, method: str, variant: str, values: Any, in_tables: bool
     ) -> None:
@@ -76,16 +69,14 @@ class Builder:
         spec = {**key, **values}
         seeds = tuple(self.config["seeds"]) if registry.trains(method) else (0,)
         folder = "/".join((self.config["results"], "runs", *key.values()))
-        self.experiments.append(
-            Experiment(
-                **key,
-                seeds=seeds,
-                folder=folder,
-                spec=spec,
-                in_tables=in_tables,
-                keep_epochs=False,
-            )
-        )
+        one = Experiment(dataset, split, method, variant, seeds, folder, spec, in_tables)
+        self.experiments.append(one)
+        self._known[_identity(dataset, split, method, values)] = one
+
+
+def _identity(dataset: str, split: str, method: str, values: Any) -> str:
+    """The same for the same values, whatever their origin."""
+    return digest([dataset, split, method, plain(values)])
 
 
 def sweeps_of(

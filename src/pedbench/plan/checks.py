@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pedbench import registry
-from pedbench.config import HEADLINE, plain, protocol_of
+from pedbench.config import HEADLINE, Protocol
 from pedbench.contracts import BACKBONES, PedbenchError
 from pedbench.plan.model import TASKS, Experiment, Plan
 
@@ -48,8 +48,7 @@ def check_checkpoints(plan: Plan, source: str) -> None:
 
 
 def check_selection(plan: Plan, e: Experiment, source: str) -> None:
-    protocol, where = protocol_of(e.spec), f"{source}: {e.key}: selection {{}}"
-    where = where.format(protocol.selection)
+    protocol, where = e.protocol, f"{source}: {e.key}: selection {e.protocol.selection}"
     if protocol.selects_by and plan.lacks_validation(e):
         raise PedbenchError(
             f"{where} chooses epochs by validation images, and {e.dataset}/{e.split} has none: use "
@@ -66,8 +65,8 @@ def check_scored_alike(plan: Plan, source: str) -> None:
     for dataset in plan.sources:
         seen: dict[str, str] = {}
         for e in plan.experiments:
-            if e.dataset == dataset and e.spec["protocol"]["task"] == "par":
-                seen.setdefault(_scoring(plain(e.spec["protocol"])), e.key)
+            if e.dataset == dataset and e.protocol.task == "par":
+                seen.setdefault(_scoring(e.protocol), e.key)
         if len(seen) > 1:
             (one, first), (other, second) = list(seen.items())[:2]
             raise PedbenchError(
@@ -77,9 +76,9 @@ def check_scored_alike(plan: Plan, source: str) -> None:
             )
 
 
-def _scoring(protocol: Mapping[str, Any]) -> str:
-    unknown = "counted as negative" if protocol["unknown_labels"] == "negative" else "left out"
-    return f"threshold {protocol['threshold']}, f1 {protocol['f1']}, unknown test labels {unknown}"
+def _scoring(protocol: Protocol) -> str:
+    unknown = "counted as negative" if protocol.unknown_labels == "negative" else "left out"
+    return f"threshold {protocol.threshold}, f1 {protocol.f1}, unknown test labels {unknown}"
 
 
 def check_results_folder(results: str) -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from pedbench import registry
-from pedbench.config import protocol_of
+from pedbench.config import Protocol, protocol_of
 from pedbench.contracts import TINY, TaskKind, own_options
 from pedbench.files import digest
 from pedbench.runs import RunFolder, refusal, store_of
@@ -78,6 +78,11 @@ class Experiment:
     def backbone(self) -> str:
         """The plan's, or that of its variant."""
         return self.spec["backbone"]
+
+    @cached_property
+    def protocol(self) -> Protocol:
+        """Its settings; asked for several times for every job."""
+        return protocol_of(self.spec)
 
 
 @dataclass(frozen=True)
@@ -204,8 +209,7 @@ class Plan:
         return f"{self.results}/manifests/{self._store(experiment)}.done"
 
     def _store(self, experiment: Experiment) -> str:
-        protocol = protocol_of(experiment.spec)
-        return store_of(experiment.dataset, experiment.backbone, protocol)
+        return store_of(experiment.dataset, experiment.backbone, experiment.protocol)
 
     @property
     def rebuilt(self) -> str | None:
@@ -244,7 +248,7 @@ class Plan:
         above.
         """
         experiments = [
-            {key: value for key, value in vars(e).items() if key != "spec"}
+            {key.name: getattr(e, key.name) for key in fields(e) if key.name != "spec"}
             for e in self.experiments
         ]
         return {
