@@ -10,6 +10,7 @@ import os
 import re
 import sys
 from contextlib import ExitStack
+from functools import cache
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
@@ -23,6 +24,7 @@ from pedbench.estimate import describe
 from pedbench.files import only_writer
 from pedbench.plan import check_results_folder, config_source, lost, make_plan
 from pedbench.registry import check_titles
+from pedbench.resources import of_dataset, of_step, of_training
 from pedbench.runs import refusal
 from pedbench.tables.definitions import DEFINITIONS, read_definitions
 from pedbench.tune import PRESETS, TUNED, preset_of, tuned

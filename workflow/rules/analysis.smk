@@ -12,6 +12,8 @@ rule score:
         f"{RESULTS}/logs/score.log",
     conda:
         "../envs/pedbench.yaml"
+    resources:
+        **looking("score"),
     shell:
         "pedbench score --plan {input.plan:q} --out {output:q} > {log:q} 2>&1"
 
@@ -26,6 +28,8 @@ rule collect:
         f"{RESULTS}/logs/collect.log",
     conda:
         "../envs/pedbench.yaml"
+    resources:
+        **looking("collect"),
     shell:
         "pedbench collect --plan {input.plan:q} --out {output:q} > {log:q} 2>&1"
 
@@ -40,6 +44,8 @@ rule stats:
         f"{RESULTS}/logs/stats.log",
     conda:
         "../envs/pedbench.yaml"
+    resources:
+        **looking("stats"),
     shell:
         "pedbench stats --plan {input.plan:q} --out {output:q} > {log:q} 2>&1"
 
@@ -59,6 +65,7 @@ rule cost:
         "../envs/pedbench.yaml"
     threads: cores_of_cost()
     resources:
+        **looking("cost", "gpu_mem_mb"),
         gpu=min(1, GPUS),
     params:
         backbones=f"{RESULTS}/weights",
@@ -84,6 +91,7 @@ rule selection:
         "../envs/pedbench.yaml"
     threads: PLAN.config["threads_per_job"]
     resources:
+        **looking("selection", "gpu_mem_mb"),
         gpu=min(1, GPUS),
     params:
         backbones=f"{RESULTS}/weights",
@@ -108,6 +116,8 @@ rule figures:
         f"{RESULTS}/logs/figures.log",
     conda:
         "../envs/pedbench.yaml"
+    resources:
+        **looking("figures"),
     shell:
         "pedbench figures --plan {input.plan:q} --long {input.long:q} --stats {input.stats:q}"
         " --cost {input.cost:q} --selection {input.selection:q}"
@@ -127,6 +137,7 @@ rule pictures:
     conda:
         "../envs/pedbench.yaml"
     resources:
+        **looking("pictures", "gpu_mem_mb"),
         gpu=min(1, GPUS),
     params:
         backbones=f"{RESULTS}/weights",
@@ -145,6 +156,8 @@ rule track:
         f"{RESULTS}/logs/track.log",
     conda:
         "../envs/pedbench.yaml"
+    resources:
+        **looking("track"),
     params:
         store=shown(os.environ.get("MLFLOW_TRACKING_URI", "")),  # Snakemake keeps it
     shell:
@@ -170,6 +183,8 @@ rule tables:
         f"{RESULTS}/logs/tables.log",
     conda:
         "../envs/pedbench.yaml"
+    resources:
+        **looking("tables"),
     shell:
         "pedbench tables --plan {input.plan:q} --long {input.long:q} --stats {input.stats:q}"
         " --cost {input.cost:q} --selection {input.selection:q}"

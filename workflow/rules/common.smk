@@ -123,6 +123,53 @@ def claim_results():
         raise WorkflowError(str(error)) from None
 
 
+def gpus_of(rule):
+    """GPUs of each of its jobs: what a profile says, else one where this machine has any."""
+    said = workflow.resource_settings.overwrite_resources.get(rule, {})
+    return int(said["gpu"].value) if "gpu" in said else min(1, GPUS)
+
+
+def asking(ask, *more):
+    """The resources of a rule, all of them told by ``ask(wildcards, attempt)``."""
+
+    def part(name):
+        return lambda wildcards, attempt: getattr(ask(wildcards, attempt), name)
+
+    return {name: part(name) for name in ("runtime", "mem_mb", *more)}
+
+
+def training(rule):
+    """What jobs that train ask for: seeds in ``train``, trials in ``trials``."""
+
+    @cache
+    def ask(names, count, attempt):
+        experiment = PLAN.experiment(*names)
+        return of_training(PLAN, experiment, count, attempt, gpus_of(rule))
+
+    def seeds(wildcards, attempt):
+        return ask(tuple(wildcards[:4]), wildcards.seeds.count("-") + 1, attempt)
+
+    def trials(wildcards, attempt):
+        experiment = to_tune()[wildcards.section]
+        names = tuple(experiment.key.split("/"))
+        return ask(names, PLAN.config["trials"] * len(experiment.seeds), attempt)
+
+    return asking({"train": seeds, "trials": trials}[rule], "gpu_mem_mb")
+
+
+def reading(rule):
+    """What jobs that read a dataset's pictures ask for."""
+    return asking(
+        lambda wildcards, attempt: of_dataset(PLAN, rule, wildcards.dataset, attempt)
+    )
+
+
+def looking(rule, *more):
+    """What a job asks for that looks at all runs, or at none."""
+    ask = cache(lambda attempt: of_step(PLAN, rule, attempt, gpus_of(rule)))
+    return asking(lambda wildcards, attempt: ask(attempt), *more)
+
+
 def announce():
     """Say what is about to run, or would."""
     todo = list(workflow.dag.needrun_jobs(exclude_finished=False))
@@ -132,7 +179,8 @@ def announce():
     ]
     cores = workflow.resource_settings.cores or 1
     if todo:
-        print(describe(PLAN, cores, markers, tuning), file=sys.stderr)
+        told = describe(PLAN, cores, markers, tuning, gpus_of("train"))
+        print(told, file=sys.stderr)
 
 
 def announce_dry_run():

@@ -9,7 +9,7 @@ rule plan:
     conda:
         "../envs/pedbench.yaml"
     params:
-        config=json.dumps(PLAN.config, sort_keys=True),
+        config=lambda wildcards: json.dumps(PLAN.config, sort_keys=True),
         digest=PLAN.digest,
     shell:
         "pedbench plan --json {params.config:q} --out {output:q} > {log:q} 2>&1"
@@ -24,6 +24,8 @@ rule manifest:
         f"{RESULTS}/logs/manifest/{{dataset}}.log",
     conda:
         "../envs/pedbench.yaml"
+    resources:
+        **reading("manifest"),
     params:
         root=lambda wildcards: PLAN.sources[wildcards.dataset].root,
         options=lambda wildcards: json.dumps(PLAN.sources[wildcards.dataset].given),
@@ -50,6 +52,8 @@ rule prepare:
     conda:
         "../envs/pedbench.yaml"
     threads: 8
+    resources:
+        **reading("prepare"),
     shell:
         "pedbench prepare --manifest {input:q} --size {wildcards.height:q} {wildcards.width:q}"
         " --resize {wildcards.resize:q} --threads {threads} --out {output.index:q} > {log:q} 2>&1"

@@ -11,6 +11,8 @@ rule pretrain:
     conda:
         "../envs/pedbench.yaml"
     threads: 2
+    resources:
+        **looking("pretrain"),
     params:
         out=subpath(output[0], parent=True),
     shell:

@@ -11,7 +11,9 @@ rule report:
         f"{RESULTS}/logs/report.log",
     conda:
         "../envs/pedbench.yaml"
+    resources:
+        **looking("report"),
     params:
-        config=json.dumps(PLAN.config, sort_keys=True),
+        config=lambda wildcards: json.dumps(PLAN.config, sort_keys=True),
     shell:
         "pedbench report --json {params.config:q} --out {output:q} > {log:q} 2>&1"

@@ -16,6 +16,7 @@ rule train:
         "../envs/pedbench.yaml"
     threads: PLAN.config["threads_per_job"]
     resources:
+        **training("train"),
         gpu=min(1, GPUS),
     params:
         settings=f"{RUN}/config.json",

@@ -41,6 +41,7 @@ rule trials:
         "../envs/pedbench.yaml"
     threads: PLAN.config["threads_per_job"]
     resources:
+        **training("trials"),
         gpu=min(1, GPUS),
     params:
         settings=lambda wildcards: f"{to_tune()[wildcards.section].folder}/config.json",
