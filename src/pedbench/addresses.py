@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from urllib.parse import parse_qsl, unquote
+from urllib.parse import unquote
 
 SECRETS = ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN", "HF_TOKEN")  # of the environment
 LOGIN = re.compile(r"(?<=://)([^/]*|(?!/).*)@")  # the second: a password that is not quoted
@@ -21,7 +21,7 @@ def without_secrets(text: str, address: str) -> str:
     login = LOGIN.search(address)
     parts = [login[0], login[0][:-1].partition(":")[2]] if login else []
     query = LOGIN.sub("", address).partition("?")[2]
-    parts += [query, *(value for _, value in parse_qsl(query))]
+    parts += [query, *(pair.partition("=")[2] for pair in query.split("&"))]
     parts += [os.environ.get(name, "") for name in SECRETS]
     for part in sorted({*parts, *map(unquote, parts)} - {""}, key=len, reverse=True):
         text = text.replace(part, "***")

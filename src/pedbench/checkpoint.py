@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from pedbench.contracts import PedbenchError
 from pedbench.files import file_sha256, read_json, write_atomic, write_json
 
+MOMENT = re.compile(r"optimiser/(\d+)/(\w+)")
 ELSEWHERE = "the adapter belongs to another method, variant or backbone"
 
 
@@ -136,9 +138,12 @@ def optimiser_tensors(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def load_optimiser(optimiser: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Put them back. Raises PedbenchError for a name that `optimiser_tensors` does not give."""
     state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         if name.startswith("optimiser/"):
-            _, index, key = name.split("/")
-            state.setdefault(int(index), {})[key] = tensor
+            found = MOMENT.fullmatch(name)
+            if found is None:
+                raise PedbenchError(f"'{name}' is no tensor of an optimiser; delete the checkpoint")
+            state.setdefault(int(found[1]), {})[found[2]] = tensor
     optimiser.load_state_dict({**optimiser.state_dict(), "state": state})

@@ -157,7 +157,7 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise PedbenchError(f"{path}: no such file") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise PedbenchError(
             f"{path}: not valid JSON ({error}); delete it and run again, it will be made anew"
         ) from error

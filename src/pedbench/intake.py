@@ -30,7 +30,7 @@ from pedbench.contracts import (
     Remark,
     own_options,
 )
-from pedbench.files import file_sha256
+from pedbench.files import file_sha256, printable
 from pedbench.formats.layout import is_picture
 from pedbench.manifest import BOX, Manifest, decode, manifest_digest, write_manifest
 from pedbench.phrases import words
@@ -79,7 +79,7 @@ def examine(
     look: Callable[[Path], object],
 ) -> Findings:
     """Look at annotation, counts, labels, identities and, with ``look``, at every picture, which
-    has to lie below ``root``: see `leaves`."""
+    has to lie below ``root``: see `leaves`. What is told of the files of others is printable."""
     remarks: list[str] = []
     records: tuple[Record, ...] = ()
     lines: list[str] = []
@@ -97,10 +97,10 @@ def examine(
                 f"line {place.lineno}); the file was changed: obtain the released one"
             ]
     if lines:
-        return Findings((), tuple(f"{name}: {line}" for line in lines), tuple(remarks))
+        return Findings((), *_told(name, lines, remarks))
     if not records:
-        nothing = f"{name}: no images found below {root}; check the path"
-        return Findings((), (nothing,), tuple(remarks))
+        nothing = f"no images found below {root}; check the path"
+        return Findings((), *_told(name, [nothing], remarks))
     problems = [
         *_wrong_records(dataset, records),
         *_shared_identities(dataset, records),
@@ -115,7 +115,14 @@ def examine(
         remarks.append(f"{NOT_THE_RELEASE}: {told}")
     remarks += _lonely_queries(dataset, records)
     remarks += _surplus(root, records)
-    return Findings(records, tuple(f"{name}: {p}" for p in problems), tuple(remarks))
+    return Findings(records, *_told(name, problems, remarks))
+
+
+def _told(
+    name: str, problems: Sequence[str], remarks: Sequence[str]
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    named = (printable(f"{name}: {problem}") for problem in problems)
+    return tuple(named), tuple(map(printable, remarks))
 
 
 def header(path: Path) -> None:

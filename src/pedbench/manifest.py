@@ -31,6 +31,10 @@ if TYPE_CHECKING:
 
 BOX = ("x", "y", "width", "height")
 KEY = b"pedbench"
+MISSHAPEN = (  # what a file of another shape raises
+    *(pa.ArrowException, OSError, ValueError, LookupError, TypeError, AttributeError),
+    RecursionError,
+)
 
 
 @dataclass(frozen=True)
@@ -146,18 +150,18 @@ def read_manifest(path: Path) -> Manifest:
     try:
         table = pq.read_table(path)
         meta = json.loads((table.schema.metadata or {})[KEY])
+        attributes = tuple(Attribute(**a) for a in meta["attributes"])
+        place, remarks = (meta["dataset"], Path(meta["root"])), tuple(meta.get("remarks", ()))
+        unseen = None if meta.get("unseen") is None else tuple(meta["unseen"])
+        novel = {split: tuple(names) for split, names in meta.get("novel", {}).items()}
+        rows = table.replace_schema_metadata(None).to_pandas()
+        return Manifest(*place, attributes, meta["digest"], rows, remarks, unseen, novel)
     except FileNotFoundError:
         raise PedbenchError(f"{path}: no such manifest; run 'snakemake {path}'") from None
-    except (pa.ArrowInvalid, KeyError, OSError) as error:
+    except MISSHAPEN as error:
         raise PedbenchError(
             f"{path}: not a readable manifest ({error}); delete it and run again"
         ) from error
-    attributes = tuple(Attribute(**a) for a in meta["attributes"])
-    rows = table.replace_schema_metadata(None).to_pandas()
-    place, remarks = (meta["dataset"], Path(meta["root"])), tuple(meta.get("remarks", ()))
-    unseen = None if meta.get("unseen") is None else tuple(meta["unseen"])
-    novel = {split: tuple(names) for split, names in meta.get("novel", {}).items()}
-    return Manifest(*place, attributes, meta["digest"], rows, remarks, unseen, novel)
 
 
 def manifest_digest(attributes: tuple[Attribute, ...], rows: pd.DataFrame) -> str:

@@ -6,6 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from pedbench.contracts import PedbenchError
+from pedbench.files import printable
 from pedbench.manifest import read_manifest
 from pedbench.results import Run, read_features, read_rankings, read_run
 from pedbench.tasks import reid
@@ -32,7 +33,7 @@ def reranked(folder: Path, subset: str, k1: int, k2: int, weight: float) -> str:
     rows = [["", *reid.LABELS.values()]]
     for name, scores in (("as ranked", before), ("re-ranked", after)):
         rows.append([name, *(number(100 * scores[metric]) for metric in reid.METRICS)])
-    return (
+    return printable(
         f"{run.key}, {subset}: {counted}\n\n{aligned(rows, left=1)}\n\n"
         f"In percent. Re-ranked by k-reciprocal neighbours, k1 = {k1}, k2 = {k2}, weight "
         f"{weight:g}.\nThe tables of the suite never contain re-ranked numbers.\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import re
 import shutil
 import stat
@@ -23,7 +24,7 @@ from helpers import fake_mixed_results, fake_results, finish
 
 from pedbench.bundle import export_bundle, import_bundle
 from pedbench.bundle.index import INDEX, commit_of, sha256_of
-from pedbench.bundle.unpack import too_large
+from pedbench.bundle.unpack import objection, too_large
 from pedbench.cli import main
 from pedbench.config import ROOT
 from pedbench.contracts import PedbenchError
@@ -258,6 +259,7 @@ HARMLESS = b"{}"
         ("runs/", "leads out of its folder"),
         ("methods/evil.json", "in a folder that results do not have"),
         (f"{TEST}/evil.json", "is a file and a folder"),
+        (TEST.replace("linear", "Linear"), "differs from another in its case only"),
     ],
 )
 def test_a_name_that_could_do_harm_is_refused(bundle, tmp_path, name, message):
@@ -302,6 +304,38 @@ def test_a_table_that_would_exhaust_the_memory_is_refused(
     pq.write_table(pa.table({f"c{n}": one for n in range(columns)}), stream, compression=codec)
     evil = pack(tmp_path / "evil.zip", {**contents(bundle), TEST: stream.getvalue().to_pybytes()})
     refused(evil, tmp_path, message)
+
+
+def test_more_files_or_text_than_results_have_are_refused(bundle, tmp_path, monkeypatch):
+    """Both would be read as a whole."""
+    monkeypatch.setattr("pedbench.bundle.unpack.MEMBERS", 5)
+    refused(bundle, tmp_path, "files, more than 5")
+    monkeypatch.undo()
+    monkeypatch.setattr("pedbench.bundle.unpack.TEXT", 100)
+    refused(bundle, tmp_path, "has more than 100 bytes of text")
+
+
+def test_a_second_name_is_refused():
+    """Python 3.13 unpacks to the name in an extra field, others to the one that all tools show."""
+    entry = zipfile.ZipInfo("runs/good.json")
+    assert objection(entry) is None
+    entry.filename = "../evil.json"
+    assert objection(entry) == "has two names"
+
+
+@pytest.mark.parametrize("data", [pickle.dumps([1]), b"", b"\xff" * 8, b"\x02" + bytes(7) + b"[]"])
+def test_an_adapter_that_is_no_tensor_file_is_refused(bundle, tmp_path, data):
+    name = "runs/a/standard/linear_probe/default/seed0/adapter.safetensors"
+    evil = pack(tmp_path / "evil.zip", {**contents(bundle), name: data})
+    refused(evil, tmp_path, f"{name} is no safetensors file")
+
+
+@pytest.mark.parametrize("name", ["plan.json", f"{Path(TEST).parent}/config.json"])
+@pytest.mark.parametrize(
+    "text", [b"[" * 100_000, b"1" * 5000, b"[[]]", b"3", b'{"experiments": {}}']
+)
+def test_json_of_another_shape_is_refused(bundle, tmp_path, name, text):
+    refused(pack(tmp_path / "evil.zip", {**contents(bundle), name: text}), tmp_path, "refused")
 
 
 def test_what_was_changed_after_the_export_is_refused(bundle, tmp_path):
