@@ -21,6 +21,7 @@ EXAMPLES = """\
 examples:
   snakemake --cores all results/tables    run the benchmark (see README.md)
   pedbench list                           methods, datasets and variants at hand
+  pedbench status                         how far config/config.yaml is
   pedbench cite                           BibTeX of all that config/config.yaml compares
   pedbench new-method my_adapter          a new method from a working template
   pedbench predict --run results/runs/synthetic_a/standard/linear_probe/default/seed0 photos/
@@ -115,6 +116,24 @@ def parser() -> argparse.ArgumentParser:
     one.epilog = (
         "Save it with 'pedbench cite > compared.bib'. The entries are the constants BIBTEX of the "
         "files in methods/ and datasets/; a file without one is named in a comment."
+    )
+
+    one = user("status", status, "show how far a plan is, without starting anything")
+    what = one.add_mutually_exclusive_group()
+    what.add_argument(
+        "--configfile",
+        type=Path,
+        default=Path("config/config.yaml"),
+        help="the plan (default: %(default)s)",
+    )
+    what.add_argument("--results", type=Path, help="the plan that this folder was made by instead")
+    one.add_argument("--json", dest="as_json", action="store_true", help="every run, for programs")
+    one.epilog = (
+        "For example, while 'snakemake ... --configfile config/paper.yaml' is running elsewhere: "
+        "'pedbench status --configfile config/paper.yaml'. It reads the files of the results "
+        "folder, and Slurm's queue where there is one; a login node is enough for it. A run is "
+        "called running while the process that holds its folder may live: on another host only "
+        "the time of its last file tells."
     )
 
     one = user("docs", docs, "write docs/methods.md and the docs' tables of results")
@@ -360,6 +379,22 @@ def cite(configfile: Path, table: Path | None) -> None:
     from pedbench.cite import bibliography, in_config, in_table
 
     print(bibliography(*(in_table(table) if table else in_config(configfile))), end="")
+
+
+def status(configfile: Path, results: Path | None, as_json: bool) -> None:
+    from pedbench.config import read_yaml
+    from pedbench.files import canonical_json, printable
+    from pedbench.plan import make_plan
+    from pedbench.results import PLAN
+    from pedbench.status import status as look
+
+    if results is None:
+        document = make_plan(read_yaml(configfile.resolve()), str(configfile)).as_json()
+    else:
+        document = _read_plan(results / PLAN)
+    found = look(document)
+    text = canonical_json(found.as_json()) if as_json else f"{found.as_text()}\n"
+    print(printable(text), end="")
 
 
 def docs(check: bool, results: Path | None) -> None:

@@ -161,13 +161,17 @@ class RunFolder:
         """Whether the finished run kept its epochs, and nobody deleted them since."""
         return self.done.is_file() and self.epochs.is_dir() and "epochs" in read_json(self.done)
 
+    @property
+    def lock(self) -> Path:
+        """Beside the folder, which `start` may drop; names who trains, or did."""
+        return self.path.with_name(f".{self.path.name}.lock")
+
     def alone(self) -> AbstractContextManager[None]:
-        """To be held while training here. The lock is beside the folder, which `start` may drop.
+        """To be held while training here.
 
         Raises PedbenchError when another process holds it.
         """
-        lock = self.path.with_name(f".{self.path.name}.lock")
-        return only_writer(lock, "trains", self.path)
+        return only_writer(self.lock, "trains", self.path)
 
     def start(self, run: str, config: dict[str, Any]) -> None:
         """Prepare the folder for this run, dropping what another configuration left in it."""
