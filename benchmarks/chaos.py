@@ -4,7 +4,7 @@ Copies the sources into a folder, runs every kind of training of `PLAN` there on
 again while jobs and Snakemake itself are killed at random moments and Snakemake is started again,
 until the kills are used up and the tables are there:
 
-    python benchmarks/chaos.py --folder /tmp/soak [--kills 30] [--seed 0] [--cores 2]
+    python benchmarks/chaos.py --folder /tmp/soak [--kills 40] [--seed 0] [--cores 2]
 
 Ends with 1 and the names of the files if one differs. A finished clean run in the folder is used
 again. A run that ends before the kills are used up is followed by another one.
@@ -37,10 +37,17 @@ SOURCES = ("Snakefile", "workflow", "profiles", "config", "methods", "datasets",
 RESULTS = "results/chaos"
 PLAN = {  # over config/smoke.yaml
     "results": RESULTS,
-    "methods": ["zero_shot", "linear_probe", "lora", "promptpar/region_deep", "clip_reid"],
+    "methods": [
+        "linear_probe",
+        {
+            "datasets": ["synthetic_a/standard"],
+            "methods": ["zero_shot", "lora", "promptpar/region_deep"],
+        },
+        "clip_reid",
+    ],
     "released_selection": {"dataset": "synthetic_a/standard", "methods": ["linear_probe", "lora"]},
 }
-EVERY = 3  # steps between checkpoints; its trainings are short
+PROTOCOLS = {"epochs": 4, "probe_epochs": 4, "checkpoint_steps": 3}  # over config/protocols
 # What holds times, speeds or the record of a machine, and so differs between two undisturbed runs.
 LEFT_OUT = re.compile(
     r"logs/.*|(.*/)?\.[^/]*\.lock|\.lock|(.*/)?(cost|environment)\.json|cost\.csv|mlflow.*"
@@ -81,7 +88,8 @@ class Place:
                 shutil.copytree(source, root / name, symlinks=True, ignore=ignore)
         for protocol in (root / "config/protocols").glob("embedded*.yaml"):
             text = protocol.read_text(encoding="utf-8")
-            text = re.sub(r"(?m)^checkpoint_steps: \d+", f"checkpoint_steps: {EVERY}", text)
+            for key, value in PROTOCOLS.items():
+                text = re.sub(rf"(?m)^{key}: \d+", f"{key}: {value}", text)
             protocol.write_text(text, encoding="utf-8")
         smoke = yaml.safe_load((root / "config/smoke.yaml").read_text(encoding="utf-8"))
         plan = yaml.safe_dump({**smoke, **PLAN})
@@ -260,7 +268,7 @@ def main(arguments: list[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     options.add_argument("--folder", required=True, type=Path, help="where it all happens")
-    options.add_argument("--kills", type=int, default=30, help="default: %(default)s")
+    options.add_argument("--kills", type=int, default=40, help="default: %(default)s")
     options.add_argument("--seed", type=int, default=0, help="of the killer")
     options.add_argument("--cores", type=int, default=2, help="default: %(default)s")
     options.add_argument(
