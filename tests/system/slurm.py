@@ -40,7 +40,7 @@ SelectType=select/cons_tres
 SelectTypeParameters=CR_Core_Memory
 SchedulerParameters=sched_interval=2,bf_interval=2
 SlurmdParameters=config_overrides
-ReturnToService=2
+ReturnToService=1
 KillWait=10
 MinJobAge=300
 MessageTimeout=30
