@@ -25,7 +25,6 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import psutil
 import yaml
@@ -233,21 +232,12 @@ def files(results: Path) -> dict[str, Path]:
     return {name: path for name, path in found.items() if not LEFT_OUT.fullmatch(name)}
 
 
-def content(path: Path) -> Any:
-    """What is compared: the bytes, of a run's marker all but the record of the machine."""
-    if path.name != "train.done.json":
-        return file_sha256(path)
-    marker = read_json(path)
-    marker["files"].pop("environment.json")
-    return marker
-
-
 def differences(clean: Path, other: Path) -> Iterator[str]:
     ours, theirs = files(clean), files(other)
     for name in sorted(ours.keys() | theirs.keys()):
         if name not in theirs or name not in ours:
             yield f"{name}: only in the {'clean' if name in ours else 'disturbed'} run"
-        elif content(ours[name]) != content(theirs[name]):
+        elif file_sha256(ours[name]) != file_sha256(theirs[name]):
             yield f"{name}: differs"
 
 
