@@ -342,8 +342,6 @@ def test_a_program_among_weights_is_not_run(tmp_path):
     """An archive that looks like TorchScript from outside and like a pickle to torch."""
     path, trap = tmp_path / "ViT-B-16.pt", tmp_path / "trap"
     torch.save({"a": torch.zeros(1), "b": Trap(trap)}, path)
-    with pytest.raises(PedbenchError, match="no readable weights of ViT-B-16"):
-        load_backbone("ViT-B-16", path)
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr("ViT-B-16/sub/constants.pkl", b"")
     with pytest.raises(PedbenchError, match="holds programs .*not the file that OpenAI released"):
