@@ -19,6 +19,7 @@ from pedbench.files import read_json, write_json
 from pedbench.intake import build_manifest
 from pedbench.nn.backbone import load_backbone
 from pedbench.registry import load_dataset
+from pedbench.stopping import CODE
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Case:
     options: dict[str, int]
     protocol: str
     values: dict[str, Any]
-    kills: list[tuple[int, int, int]]  # stage; the kill falls so many (at least, below) steps on
+    kills: list[tuple[int, int, int, signal.Signals]]  # stage; so many (at least, below) steps on
     kept: set[str]  # files beside those of every run
 
 
@@ -39,7 +40,7 @@ CASES = {
         "promptpar", "region_deep",
         "synthetic_b", "standard", {"seed": 3, "identities": 24, "images_per_identity": 10},
         "embedded", {"epochs": 40, "checkpoint_steps": 3, "batch_size": 16},
-        [(0, 3, 60)] * 3, set(),
+        [(0, 3, 60, s) for s in (signal.SIGKILL, signal.SIGTERM, signal.SIGKILL)], set(),
     ),
     "clip_reid": Case(
         "clip_reid", "default",
@@ -49,7 +50,8 @@ CASES = {
             "epochs": 10, "prompt_epochs": 10, "checkpoint_steps": 3, "batch_size": 8,
             "random_erasing": 0.5, "sie": "cls", "lr": 1e-3, "prompt_lr": 1e-2,
         },
-        [(0, 3, 15), (1, 3, 15)], {"rankings.val.parquet", "rankings.test.parquet"},
+        [(0, 3, 15, signal.SIGKILL), (1, 3, 9, signal.SIGTERM), (1, 3, 9, signal.SIGKILL)],
+        {"rankings.val.parquet", "rankings.test.parquet"},
     ),
 }  # fmt: skip
 KEPT = {
@@ -105,15 +107,15 @@ def test_kills_change_no_bit(name, tmp_path):
     assert start(case, tmp_path, "undisturbed").wait() == 0
     rng = np.random.default_rng(int.from_bytes(os.urandom(4), "big"))
     killed, reached = tmp_path / "killed", (0, 0)
-    for stage, least, below in case.kills:
+    for stage, least, below, number in case.kills:
         job = start(case, tmp_path, "killed")
         done = reached[1] if reached[0] == stage else 0
         target = stage, done + int(rng.integers(least, below))
         while progress(killed) < target:
             assert job.poll() is None, "the job ended before it could be killed"
             time.sleep(0.01)
-        job.send_signal(signal.SIGKILL)
-        assert job.wait() == -signal.SIGKILL
+        job.send_signal(number)
+        assert job.wait() == (CODE if number == signal.SIGTERM else -number)
         reached = progress(killed)
         assert reached[0] == stage, "the stage ended before the job could be killed"
         assert not (killed / "seed0/train.done.json").exists()
