@@ -222,7 +222,7 @@ def test_usual_names_are_not_refused(refused):
 
 def test_what_is_odd_is_named():
     odd = {"datasets": ["""it's a "set"/standard"""]}
-    message = r"^plan\.yaml: datasets\.0: .*a "set".*does not match.*\(dataset/split, e\.g\."
+    message = r"^plan\.yaml: datasets\.0: .*a .set.*does not match.*\(dataset/split, e\.g\."
     with pytest.raises(PedbenchError, match=message):
         check_config({**PLAN, **odd}, "plan.yaml")
 
