@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pedbench import __version__
-from pedbench.contracts import IMAGE_SIZES, PedbenchError
+from pedbench.contracts import BACKBONES, IMAGE_SIZES, PedbenchError
 from pedbench.stopping import CODE, Stopped, requeue, watching
 
 EXAMPLES = """\
@@ -506,6 +506,17 @@ def prepare(manifest: Path, size: list[int], resize: str, threads: int, out: Pat
 
 def weights(backbone: str, file: Path | None, out: Path) -> None:
     from pedbench.files import write_json
+    from pedbench.weights import checkpoint, weights_sha256
+
+    known = backbone in BACKBONES
+    sha256 = weights_sha256(backbone, file or checkpoint(backbone)) if known else None
+    if sha256 is None:  # only torch can read it, or what is wrong is told
+        sha256 = _digest_by_torch(backbone, file)
+    chosen = None if file is None else str(file)
+    write_json(out, {"backbone": backbone, "file": chosen, "sha256": sha256})
+
+
+def _digest_by_torch(backbone: str, file: Path | None) -> str:
     from pedbench.nn.backbone import load_backbone
 
     loaded = load_backbone(backbone, file)
@@ -514,9 +525,7 @@ def weights(backbone: str, file: Path | None, out: Path) -> None:
             f"{file}: reads pictures of {loaded.image_size}, but {backbone} is listed with "
             f"{IMAGE_SIZES[backbone]}: name a checkpoint of that size"
         )
-    sha256 = loaded.weights_sha256
-    chosen = None if file is None else str(file)
-    write_json(out, {"backbone": backbone, "file": chosen, "sha256": sha256})
+    return loaded.weights_sha256
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from pedbench import weights as checkpoints
 from pedbench.contracts import BACKBONES, PedbenchError
 from pedbench.nn import backbone as module
 from pedbench.nn.backbone import Backbone, load_backbone, shape_only
@@ -547,7 +548,8 @@ def shipped(tmp_path, monkeypatch):
     (folder / "vocabulary.json").write_text(json.dumps(vocabulary))
     digest = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
     (folder / "tiny_clip.sha256").write_text(f"{digest}  tiny_clip.safetensors\n")
-    monkeypatch.setattr(module, "resource", lambda name: tmp_path / name)
+    for reader in (module, checkpoints):
+        monkeypatch.setattr(reader, "resource", lambda name: tmp_path / name)
     return model, checkpoint
 
 

@@ -29,7 +29,7 @@ LAYERS = (
         "stopping",
         "together",
     },
-    {"nn", "world", "config", "tasks", "manifest", "checkpoint", "formats", "phrases"},
+    {"nn", "world", "config", "tasks", "manifest", "checkpoint", "formats", "phrases", "weights"},
     {"data", "plan", "prepared", "runs", "results"},
     {
         "engine",

@@ -9,8 +9,6 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-import urllib.error
-import urllib.request
 import zipfile
 from collections.abc import Sequence
 from functools import cached_property
@@ -21,12 +19,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pedbench.addresses import shown
 from pedbench.contracts import BACKBONES, OPENAI, TINY, PedbenchError
 from pedbench.files import file_sha256
 from pedbench.nn.blocks import Attention, insert, merge_qkv, step
 from pedbench.nn.tokenizer import Tokenizer
 from pedbench.paths import resource
+from pedbench.weights import cached, require_hub, shipped
 
 _RANDOM = "random:"
 _STRIDES = (32, 16)  # pixels between a ResNet's last cells: as built, last stage not strided
@@ -480,22 +478,13 @@ def shape_only(name: str, image_size: tuple[int, int] | None = None) -> Backbone
 
 
 def _tiny_state(weights: str | Path | None) -> dict[str, Tensor]:
-    """Weights of the tiny CLIP; the shipped file must be the one its checksum was taken of."""
+    """Weights of the tiny CLIP, the shipped ones if ``weights`` names no others."""
     from safetensors import SafetensorError
     from safetensors.torch import load
 
-    path = Path(weights) if weights is not None else resource(f"{TINY}/{TINY}.safetensors")
-    data = path.read_bytes()
-    if weights is None:
-        expected = resource(f"{TINY}/{TINY}.sha256").read_text().split()[0]
-        found = hashlib.sha256(data).hexdigest()
-        if found != expected:
-            raise PedbenchError(
-                f"the shipped checkpoint {path} is corrupt (sha256 {found[:12]}..., expected "
-                f"{expected[:12]}...): restore it with 'git checkout -- {path.name}' in its folder"
-            )
+    path = Path(weights) if weights is not None else shipped()
     try:
-        return load(data)
+        return load(path.read_bytes())
     except SafetensorError as error:
         raise PedbenchError(f"{path} is no readable safetensors file ({error})") from error
 
@@ -505,9 +494,9 @@ def _openai_clip(name: str, weights: str | Path | None, cache_dir: str | Path | 
     run, but of OpenAI's own archive, which is known by its checksum."""
     import open_clip
 
-    weights = weights or _cached(name, cache_dir)
+    weights = weights or cached(name, cache_dir)
     if weights is None:
-        _require_hub(name, cache_dir)
+        require_hub(name, cache_dir)
     else:
         _refuse_programs(name, Path(weights))
     try:
@@ -522,40 +511,6 @@ def _openai_clip(name: str, weights: str | Path | None, cache_dir: str | Path | 
         raise PedbenchError(
             f"{source} holds no readable weights of {name} ({type(error).__name__}: {error}): "
             "remove the file and fetch it again, or give a checkpoint of this very model"
-        ) from error
-
-
-def _cached(name: str, cache_dir: str | Path | None) -> str | None:
-    """The file of an earlier download; found without asking the hub, hence offline too."""
-    from huggingface_hub import try_to_load_from_cache
-    from open_clip.constants import HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME
-    from open_clip.pretrained import get_pretrained_cfg
-
-    repository = get_pretrained_cfg(OPENAI[name], "openai")["hf_hub"].rstrip("/")
-    for file in (HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME):
-        found = try_to_load_from_cache(repository, file, cache_dir)
-        if isinstance(found, str):
-            return found
-    return None
-
-
-def _require_hub(name: str, cache_dir: str | Path | None) -> None:
-    """Fail at once, where the hub's client would retry for most of a minute."""
-    from huggingface_hub.constants import ENDPOINT, HF_HUB_CACHE, HF_HUB_OFFLINE
-
-    try:
-        if HF_HUB_OFFLINE:
-            raise OSError("HF_HUB_OFFLINE is set")
-        urllib.request.urlopen(ENDPOINT, timeout=10).close()
-    except urllib.error.HTTPError:
-        pass  # somebody answers
-    except OSError as error:
-        raise PedbenchError(
-            f"the weights of {name} are not in the cache {cache_dir or HF_HUB_CACHE}, and "
-            f"{shown(ENDPOINT)} cannot be reached to fetch them ({error}): run once with a "
-            "connection, copy the cache of a machine that has them, or name a checkpoint file in "
-            "the config: "
-            f"checkpoints: {{{name}: /path/to/file}}"
         ) from error
 
 
