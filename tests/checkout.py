@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -53,7 +54,8 @@ class Checkout:
 
     def start(self, log: Path, *command: str) -> subprocess.Popen[str]:
         """Without waiting for its end; what it prints is added to ``log``. It leads a process
-        group, as what a terminal starts does."""
+        group and can be interrupted, as what a terminal starts."""
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # else ignored in the background
         with log.open("a") as stream:
             return subprocess.Popen(
                 command,
