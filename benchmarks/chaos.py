@@ -54,7 +54,7 @@ LEFT_OUT = re.compile(
 )
 KINDS = {  # of a kill: how often it is drawn
     "job, SIGKILL": 6,
-    "job, SIGTERM": 2,
+    "job, SIGTERM": 1,
     "Snakemake with all jobs, SIGKILL": 3,
     "Snakemake alone, SIGKILL": 2,
     "Snakemake, SIGINT": 1,

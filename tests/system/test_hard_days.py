@@ -1,0 +1,192 @@
+"""Hard days on the real thing: Snakemake on a disk that is full or read-only, beside another one,
+killed, out of memory, on a file system that is late, and under a random killer."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from chaos import differences
+from chaos import main as chaos
+from checkout import Checkout
+
+pytestmark = pytest.mark.system
+RESULTS = Path("results/smoke")
+TABLES = f"{RESULTS}/tables"
+PLAN = ("--configfile", "config/smoke.yaml", "--config", "datasets=[synthetic_a/standard]")
+PLAN = (*PLAN, "seeds=[0]")
+MEMORY = Path("/sys/fs/cgroup/memory")
+
+
+@pytest.fixture(scope="module")
+def clean(tmp_path_factory):
+    """The results of an undisturbed run."""
+    checkout = Checkout.make(tmp_path_factory.mktemp("clean") / "pedbench")
+    checkout.snakemake(TABLES, *PLAN)
+    return checkout.root / RESULTS
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    return Checkout.make(tmp_path / "pedbench")
+
+
+def until(done: Callable[[], bool], job: subprocess.Popen[str]) -> None:
+    """Wait; fails when ``job`` ends before."""
+    while not done():
+        assert job.poll() is None, "it ended before"
+        time.sleep(0.02)
+
+
+@contextmanager
+def disk(place: Path, size: str) -> Iterator[None]:
+    """A file system of its own."""
+    place.mkdir(parents=True)
+    command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(place)]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"mounts are not allowed here: {done.stderr.strip()}")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", str(place)], check=True)
+
+
+def again(place: Path, option: str) -> None:
+    subprocess.run(["mount", "-o", f"remount,{option}", str(place)], check=True)
+
+
+def test_a_full_disk_stops_the_run_and_room_lets_it_go_on(clean, checkout):
+    """It fills up at another file each time, until there is room for all."""
+    place, kilobytes, failures = checkout.root / RESULTS, 64, 0
+    with disk(place, f"{kilobytes}k"):
+        while (done := checkout.run("snakemake", "--cores", "2", TABLES, *PLAN)).returncode:
+            assert "is full" in done.stdout or "No space left" in done.stdout, done.stdout
+            failures, kilobytes = failures + 1, kilobytes * 3 // 2
+            assert kilobytes < 100_000
+            again(place, f"size={kilobytes}k")
+        assert failures >= 5
+        assert not list(differences(clean, place))
+        assert not list(place.rglob("*.tmp"))
+
+
+def test_a_read_only_results_folder_is_refused(clean, checkout):
+    place = checkout.root / RESULTS
+    with disk(place, "100m"):
+        checkout.snakemake(f"{RESULTS}/manifests/synthetic_a.parquet", *PLAN)
+        again(place, "ro")
+        done = checkout.run("snakemake", "--cores", "2", TABLES, *PLAN)
+        assert done.returncode == 1 and "results folder cannot be used" in done.stdout
+        assert "Traceback" not in done.stdout
+        again(place, "rw")
+        checkout.snakemake(TABLES, *PLAN)
+        assert not list(differences(clean, place))
+
+
+def test_a_second_snakemake_is_told_of_the_first(clean, checkout, tmp_path):
+    """From another checkout, whose own lock knows nothing; a dry run may look. The first one is
+    killed, and the next call just goes on."""
+    other, place = Checkout.make(tmp_path / "other"), checkout.root / RESULTS
+    (other.root / "results").symlink_to(checkout.root / "results")
+    first = checkout.start(tmp_path / "first.log", "snakemake", "--cores", "2", TABLES, *PLAN)
+    until((place / ".lock").is_file, first)
+    second = other.run("snakemake", "--cores", "2", TABLES, *PLAN)
+    assert second.returncode == 1 and "Traceback" not in second.stdout
+    assert f"{RESULTS}: another process runs Snakemake there (host " in second.stdout
+    assert f"process {first.pid}, since 20" in second.stdout
+    other.snakemake("--dry-run", TABLES, *PLAN)
+    os.killpg(first.pid, signal.SIGKILL)
+    first.wait()
+    said = other.snakemake(TABLES, *PLAN)
+    assert "unlock" not in said
+    assert not list(differences(clean, place))
+
+
+@pytest.fixture
+def group():
+    """A control group of processes, whose memory can be limited."""
+    folder = MEMORY / f"pedbench-{os.getpid()}"
+    try:
+        folder.mkdir()
+    except OSError as error:
+        pytest.skip(f"no control group of memory can be made here: {error}")
+    yield folder
+    for pid in (folder / "cgroup.procs").read_text().split():
+        os.kill(int(pid), signal.SIGKILL)
+    while (folder / "cgroup.procs").read_text():
+        time.sleep(0.1)
+    folder.rmdir()
+
+
+def test_a_job_that_the_kernel_kills_for_its_memory(clean, checkout, group, tmp_path):
+    """While it trains, something else takes the memory that is left; the largest process dies."""
+    place, log = checkout.root / RESULTS, tmp_path / "log"
+    seed = place / "runs/synthetic_a/standard/linear_probe/default/seed0"
+    join = f'echo $$ > {group}/cgroup.procs; exec "$@"'
+    command = ["sh", "-c", join, "sh", "snakemake", "--cores", "1", TABLES, *PLAN]
+    job = checkout.start(log, *command)
+    until((seed / "config.json").is_file, job)
+    used = int((group / "memory.usage_in_bytes").read_text())
+    (group / "memory.limit_in_bytes").write_text(str(used + 2**24))
+    hog = [sys.executable, "-c", "x = b'1' * 2**27; input()"]
+    with subprocess.Popen(["sh", "-c", join, "sh", *hog], stdin=subprocess.PIPE) as other:
+        until(lambda: "Killed" in log.read_text(), job)
+        other.kill()
+    (group / "memory.limit_in_bytes").write_text("-1")
+    assert job.wait() == 1
+    assert not (seed / "train.done.json").exists()
+    checkout.snakemake(TABLES, *PLAN)
+    assert not list(differences(clean, place))
+
+
+LATE = """\
+#!/bin/sh
+# As a network file system: what was renamed here is seen elsewhere SECONDS later.
+{pedbench} "$@" || exit
+while [ $# -gt 1 ]; do [ "$1" = --out ] && out=$2; shift; done
+mv "$out" "$out.unseen"
+(sleep {seconds}; mv "$out.unseen" "$out") > /dev/null 2>&1 &
+"""
+
+
+def test_files_that_are_seen_late_are_waited_for(checkout, tmp_path):
+    """As long as --latency-wait says; after it the next call finds them or makes them again."""
+    tools, plan = tmp_path / "bin", f"{RESULTS}/plan.json"
+    tools.mkdir()
+
+    def late(seconds: int) -> None:
+        pedbench = Path(sys.executable).with_name("pedbench")
+        (tools / "pedbench").write_text(LATE.format(pedbench=pedbench, seconds=seconds))
+        (tools / "pedbench").chmod(0o755)
+
+    def call(wait: int) -> subprocess.CompletedProcess[str]:
+        path = f'PATH={tools}:$PATH exec "$@"'
+        words = ["snakemake", "--cores", "1", plan, *PLAN, "--latency-wait", str(wait)]
+        return checkout.run("sh", "-c", path, "sh", *words)
+
+    late(3)
+    done = call(30)
+    assert done.returncode == 0, done.stdout
+    whole = (checkout.root / plan).read_bytes()
+    (checkout.root / plan).unlink()
+    late(20)
+    done = call(1)
+    assert done.returncode == 1 and "latency-wait" in done.stdout
+    late(0)
+    done = call(30)
+    assert done.returncode == 0, done.stdout
+    assert (checkout.root / plan).read_bytes() == whole
+
+
+def test_a_random_killer_changes_no_file(tmp_path):
+    """The short form of the soak in docs/reliability.md."""
+    seed = int.from_bytes(os.urandom(2), "big")
+    words = ["--folder", str(tmp_path), "--kills", "6", "--pause", "6", "--seed", str(seed)]
+    assert chaos(words) == 0, f"seed {seed}"
