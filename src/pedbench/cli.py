@@ -8,13 +8,14 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from pedbench import __version__
 from pedbench.contracts import BACKBONES, IMAGE_SIZES, PedbenchError
+from pedbench.launch import is_first, is_launched, launch
 from pedbench.stopping import CODE, Stopped, requeue, watching
 
 EXAMPLES = """\
@@ -51,24 +52,28 @@ SPEC = "the settings themselves, JSON, each with its origin; they are written to
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; 0 when it succeeded, 1 for a mistake the user can mend."""
     arguments = vars(parser().parse_args(argv))
-    command: Callable[..., int | None] = arguments.pop("command")
+    code, message = attempt(arguments.pop("command"), arguments)
+    if message:
+        print(message, file=sys.stderr)
+    return code
+
+
+def attempt(command: Callable[..., int | None], arguments: Mapping[str, Any]) -> tuple[int, str]:
+    """The exit status of one command, and what to say where it failed."""
     try:
-        return command(**arguments) or 0
+        return command(**arguments) or 0, ""
     except PedbenchError as error:
         from pedbench.files import printable  # the message may quote an imported bundle
 
-        print(f"pedbench: {printable(str(error))}", file=sys.stderr)
-        if isinstance(error, Stopped):
-            return CODE
+        code = CODE if isinstance(error, Stopped) else 1
+        return code, f"pedbench: {printable(str(error))}"
     except OSError as error:
         from pedbench.files import explain_os_error
 
         place = Path(error.filename) if error.filename else Path.cwd()
-        print(f"pedbench: {explain_os_error(place, error)}", file=sys.stderr)
+        return 1, f"pedbench: {explain_os_error(place, error)}"
     except KeyboardInterrupt:
-        print("pedbench: interrupted; run the same command again to go on", file=sys.stderr)
-        return 130
-    return 1
+        return 130, "pedbench: interrupted; run the same command again to go on"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -258,6 +263,13 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--spec", type=json.loads, help=SPEC)
     one.add_argument("--seeds", required=True, type=int, nargs="+")
     one.add_argument("--threads", type=int, default=1, help="CPU threads; part of the result")
+    one.add_argument(
+        "--processes",
+        type=int,
+        default=1,
+        help="that share each batch, each with a GPU where there are any; part of the result; 0 is "
+        "1 (default: %(default)s)",
+    )
     one.add_argument("--keep-epochs", action="store_true", help="for the step 'selection'")
     one.add_argument("--out", type=Path, help="marker written when all seeds are done")
 
@@ -411,10 +423,14 @@ def docs(check: bool, results: Path | None) -> None:
 
 
 def predict(run: Path, pictures: list[Path], out: Path | None, weights: Path | None) -> None:
+    from pedbench.files import printable
     from pedbench.label import label_pictures
 
-    table = label_pictures(run, pictures, weights)
-    table.to_csv(out if out is not None else sys.stdout, index=False, float_format="%.4f")
+    table = label_pictures(run, pictures, weights).to_csv(index=False, float_format="%.4f")
+    if out is None:
+        print(printable(table), end="")  # the run may be imported
+    else:
+        out.write_text(table, encoding="utf-8")
 
 
 def rerank(run: Path, subset: str, k1: int, k2: int, weight: float) -> None:
@@ -529,13 +545,10 @@ def _digest_by_torch(backbone: str, file: Path | None) -> str:
 
 
 @contextmanager
-def job(settings: Path, spec: dict[str, Any] | None) -> Iterator[None]:
-    """What training and tuning have in common: settings as a file, a GPU, a way to leave."""
+def job() -> Iterator[None]:
+    """What training and tuning have in common: a GPU, a way to leave."""
     from pedbench.devices import own_gpu
-    from pedbench.files import write_json
 
-    if spec is not None:
-        write_json(settings, spec)
     try:
         with watching(), own_gpu():
             yield
@@ -552,18 +565,28 @@ def train(
     weights: Path,
     seeds: list[int],
     threads: int,
+    processes: int,
     keep_epochs: bool,
     prepared: Path | None,
     out: Path | None,
-) -> None:
+) -> int | None:
+    arguments = locals()
     from pedbench.files import write_json
+
+    if spec is not None:
+        write_json(settings, spec)
+    if processes > 1 and not is_launched():
+        from pedbench.devices import own_gpu
+
+        with own_gpu(count=processes):
+            return launch(processes, attempt, train, {**arguments, "spec": None})
     from pedbench.train import train as fit_and_predict
 
-    with job(settings, spec):
+    with job():
         digests = fit_and_predict(
             settings, manifest, weights, seeds, threads, keep_epochs, prepared
         )
-    if out is not None:
+    if out is not None and is_first():
         write_json(out, digests)
 
 
@@ -578,9 +601,12 @@ def tune(
     prepared: Path | None,
     out: Path,
 ) -> None:
+    from pedbench.files import write_json
     from pedbench.tune import tune as run_trials
 
-    with job(settings, spec):
+    if spec is not None:
+        write_json(settings, spec)
+    with job():
         run_trials(settings, manifest, weights, trials, seeds, threads, out, prepared)
 
 

@@ -192,7 +192,11 @@ class BaseMethod(Generic[P]):
 
     def loss(self, output: Output, batch: Batch, task: Task) -> dict[str, Tensor]:
         """Scalar terms; their sum is minimised. Default: the protocol's weighted BCE, or its
-        identity and pair losses."""
+        identity and pair losses.
+
+        Where several processes share a batch, ``output`` and ``batch`` are those of all of it, but
+        ``batch.images`` is empty. So ``output.extras`` must have one row per image, or be numbers.
+        """
         if task.kind == "reid":
             from pedbench.tasks.reid_losses import reid_terms
 

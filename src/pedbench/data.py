@@ -111,32 +111,53 @@ def normalise(pictures: Tensor, mean: tuple[float, ...], std: tuple[float, ...])
     return (pictures.float() - shift) / scale
 
 
-def augment(pictures: Tensor, flip: bool, crop_padding: int, generator: torch.Generator) -> Tensor:
-    """Random horizontal flip, and a random crop after padding with black, per image."""
-    count, _, height, width = pictures.shape
+def augment(
+    pictures: Tensor,
+    flip: bool,
+    crop_padding: int,
+    generator: torch.Generator,
+    shown: Tensor | None = None,
+) -> Tensor:
+    """Random horizontal flip, and a random crop after padding with black, per image.
+
+    ``pictures`` are those of a batch that are ``shown (B,)``, bool; it is drawn for the others too,
+    so that a picture looks the same whoever shows it. None: all of the batch.
+    """
+    shown = torch.ones(len(pictures), dtype=torch.bool) if shown is None else shown
+    count, (height, width) = len(shown), pictures.shape[2:]
     if flip:
-        mirrored = torch.rand(count, generator=generator) < 0.5
+        mirrored = (torch.rand(count, generator=generator) < 0.5)[shown]
         pictures = torch.where(mirrored.view(-1, 1, 1, 1), pictures.flip(3), pictures)
     if crop_padding:
         padded = F.pad(pictures, (crop_padding,) * 4)
-        offsets = torch.randint(0, 2 * crop_padding + 1, (count, 2), generator=generator).tolist()
+        offsets = torch.randint(0, 2 * crop_padding + 1, (count, 2), generator=generator)[shown]
         crops = [
-            p[:, y : y + height, x : x + width] for p, (y, x) in zip(padded, offsets, strict=True)
+            p[:, y : y + height, x : x + width]
+            for p, (y, x) in zip(padded, offsets.tolist(), strict=True)
         ]
         pictures = torch.stack(crops)
     return pictures
 
 
-def erase(images: Tensor, probability: float, fill: Literal["mean", "pixel"]) -> Tensor:
+def erase(
+    images: Tensor,
+    probability: float,
+    fill: Literal["mean", "pixel"],
+    shown: Tensor | None = None,
+) -> Tensor:
     """Random erasing (Zhong et al., AAAI 2020) of normalised ``images (B, 3, H, W)``, a box each
     with this probability. Its colour is the mean, as in the strong baseline of Luo et al. (CVPR
     Workshops 2019), or of each ``pixel`` and channel a draw from N(0, 1). Draws from torch's global
-    generator."""
+    generator, as `augment` does for images that are not ``shown`` as well."""
     from torchvision.transforms.v2 import RandomErasing
 
     value: Any = "random" if fill == "pixel" else 0
     hide = RandomErasing(probability, scale=(0.02, 0.4), value=value)
-    return torch.stack([hide(image) for image in images])
+    if shown is None:
+        return torch.stack([hide(image) for image in images])
+    own, blank = iter(images), torch.empty(images.shape[1:])
+    every = [hide(next(own) if mine else blank) for mine in shown.tolist()]
+    return torch.stack([every[i] for i in shown.nonzero()[:, 0].tolist()])
 
 
 def labelled(count: int, fraction: float, seed: int) -> Tensor:

@@ -9,9 +9,11 @@ import re
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
+
+from pedbench.contracts import PedbenchError
 
 if TYPE_CHECKING:
     import torch
@@ -43,24 +45,49 @@ def device_name(device: torch.device) -> str:
 
 
 @contextmanager
-def own_gpu(locks: Path | None = None) -> Iterator[str | None]:
-    """Restrict this process to a GPU that no other job of this user on this machine holds.
+def own_gpu(locks: Path | None = None, count: int = 1) -> Iterator[str | None]:
+    """Restrict this process to a GPU that no other job of this user on this machine holds, or to
+    ``count`` of them for its children.
 
     To be entered before CUDA is initialised. Does nothing where there is nothing to share: with
-    fewer than two visible devices, or under a launcher that assigns them itself.
+    fewer than two visible devices, or under a launcher that assigns them itself. Raises
+    PedbenchError where GPUs are visible, but fewer than ``count``.
     """
     devices = visible_gpus()
+    if 0 < len(devices) < count:
+        raise PedbenchError(
+            f"--processes {count}: each wants a GPU of its own, and {len(devices)} can be seen "
+            "here: ask for more GPUs, or for fewer processes"
+        )
     if len(devices) < 2 or "LOCAL_RANK" in os.environ:
         yield None
         return
     folder, user = locks or Path(tempfile.gettempdir()), os.getuid()
-    for device in devices:
-        with (folder / f"pedbench-gpu-{user}-{device}.lock").open("w") as file:
-            if _locked(file):
-                os.environ["CUDA_VISIBLE_DEVICES"] = device
-                yield device
-                return
-    yield None
+    with ExitStack() as held:
+        taken: list[str] = []
+        for device in devices:
+            file = held.enter_context(_own_file(folder / f"pedbench-gpu-{user}-{device}.lock"))
+            if len(taken) < count and _locked(file):
+                taken.append(device)
+        if len(taken) < count:
+            held.close()
+            yield None
+            return
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(taken)
+        yield os.environ["CUDA_VISIBLE_DEVICES"]
+
+
+def _own_file(path: Path) -> IO[str]:
+    """``path``, made if need be. Where all users write, somebody may have put a link, or a file of
+    theirs, in its place: raises PedbenchError."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        return os.fdopen(os.open(path, flags, 0o600), "r+")
+    except OSError as error:
+        raise PedbenchError(
+            f"{path}: cannot be used to share the GPUs of this machine ({error.strerror}): it is "
+            "not this user's; remove it, or set TMPDIR to a folder of your own"
+        ) from error
 
 
 def _locked(file: IO[str]) -> bool:

@@ -1,7 +1,8 @@
 """The one training loop, for all methods: from a built model to the tensors it learned.
 
 Randomness of a step is a function of (seed, stage, step) alone, so a run that is killed at any
-step and resumed from its last checkpoint ends with the same bits as an undisturbed one.
+step and resumed from its last checkpoint ends with the same bits as an undisturbed one. Several
+processes share each batch: `pedbench.together`.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ from pedbench.files import write_text
 from pedbench.nn.heads import LinearHead
 from pedbench.runs import derive_seed, epoch_file
 from pedbench.schedules import learning_rate_factor
-from pedbench.stopping import Stopped, deferred, reason
+from pedbench.stopping import REASONS, Stopped, deferred, reason
+from pedbench.together import Team
 
 Validate = Callable[[nn.Module], float]
 
@@ -99,6 +101,7 @@ class Fit:
         epochs; None: they are not kept."""
         self.method, self.task, self.data, self.protocol = method, task, data, protocol
         self.seed, self.accelerator, self.checkpoints = seed, accelerator, checkpoints
+        self.team = Team(accelerator.num_processes, accelerator.process_index)
         self.log, self.validate, self.label, self.epochs = log, validate, label, epochs
         if protocol.selects_by and validate is None:
             raise PedbenchError(
@@ -201,7 +204,8 @@ class Fit:
         self.best = {k.removeprefix("best/"): v for k, v in tensors.items() if k[:5] == "best/"}
         best = meta.pop("best")
         self.state = State(**meta, best=-math.inf if best is None else best)
-        tqdm.write(f"{self.label}: resumed at stage {meta['stage']}, step {meta['step']}")
+        if self.team.rank == 0:
+            tqdm.write(f"{self.label}: resumed at stage {meta['stage']}, step {meta['step']}")
 
     def _count_time(self) -> None:
         now = time.perf_counter()
@@ -209,7 +213,7 @@ class Fit:
 
     def _save(self, optimiser: torch.optim.Optimizer) -> None:
         self._count_time()
-        if not self.accelerator.is_main_process:
+        if self.team.rank > 0:
             return
         tensors = {f"model/{k}": v for k, v in self.trained.tensors().items()}
         tensors |= {f"best/{k}": v for k, v in self.best.items()}
@@ -233,21 +237,29 @@ class Fit:
             load_optimiser(optimiser, tensors)
         epochs = protocol.epochs
         per_epoch, batch, order = self._sampler(protocol)
-        parts = protocol.accumulate * self.accelerator.num_processes
-        least = 2 if any(isinstance(m, nn.BatchNorm1d) for m in self.model.modules()) else 1
-        if batch < least * parts:
+        norms = any(isinstance(m, nn.BatchNorm1d) for m in self.model.modules())
+        least = max(2 if norms else 1, self.team.size)
+        if batch < least * protocol.accumulate:
             raise PedbenchError(
                 f"{self.label}: a step has {batch} images (batch_size {protocol.batch_size}, "
                 f"{len(self.data)} for training), too few for accumulate {protocol.accumulate} in "
-                f"each of {self.accelerator.num_processes} processes (at least {least} in each "
-                "part); lower accumulate or raise batch_size"
+                f"{self.team.size} processes (at least {least} in each part); lower accumulate or "
+                "raise batch_size"
             )
         total = epochs * per_epoch
-        stem = cached_stem(self.model, self.data, protocol, self.accelerator)
+        self._meet()
+        stem = cached_stem(self.model, self.data, protocol, self.accelerator, self.team)
+        self._team(stem).share_statistics(self.model)
         trainee = self.model if stem is None else self.model.head
-        model, optimiser = self.accelerator.prepare(trainee, optimiser)
+        # not `prepare`, which would let processes average gradients: `Team.add` sums them
+        model = self.accelerator.prepare_model(trainee, evaluation_mode=True)
+        optimiser = self.accelerator.prepare_optimizer(optimiser)
         bar = tqdm(
-            total=total, initial=self.state.step, desc=f"{self.label} {stage.name}", mininterval=5
+            total=total,
+            initial=self.state.step,
+            desc=f"{self.label} {stage.name}",
+            mininterval=5,
+            disable=self.team.rank > 0,
         )
         self.model.train()
         for epoch in range(self.state.step // per_epoch, epochs):
@@ -271,7 +283,7 @@ class Fit:
                 last = position + 1 == per_epoch
                 if last:
                     self._end_epoch(optimiser, stage, epoch, per_epoch, select=own)
-                why = reason()
+                why = self._reason()
                 if (
                     why
                     or self.state.step % protocol.checkpoint_steps == 0
@@ -279,9 +291,32 @@ class Fit:
                 ):
                     self._save(optimiser)
                 if why:
+                    self.accelerator.wait_for_everyone()  # until it is saved
                     raise Stopped(f"{self.label} {stage.name}, step {self.state.step}", why)
         bar.close()
         self.accelerator.free_memory()  # it would keep this stage's model and optimiser
+
+    def _meet(self) -> None:
+        """Let all processes stand where the first one stands."""
+        if self.team.size > 1 and any(
+            getattr(m, "last_for_all", False) for m in self.model.modules()
+        ):
+            raise PedbenchError(
+                f"{self.label}: gl_aggregation 'released' reads the last image of a batch for all, "
+                "and several processes have several last ones: train with --processes 1"
+            )
+        trained = [p.detach() for group in self.groups.values() for p in group["params"]]
+        self.team.agree([*trained, *self.model.buffers()])
+
+    def _team(self, stem: Stem | None) -> Team:
+        """Who shares a step: kept features are few, so each process does all of them."""
+        return self.team if stem is None else Team(1, 0)
+
+    def _reason(self) -> str | None:
+        """Why all processes have to leave now; None: they may go on."""
+        own = reason()
+        latest = self.team.largest(0 if own is None else 1 + REASONS.index(own))
+        return REASONS[latest - 1] if latest else None
 
     def _sampler(self, protocol: Protocol) -> tuple[int, int, Callable[[int, int], Tensor]]:
         """Steps of an epoch, images B of a step, and what gives the positions ``(steps, B)`` of an
@@ -296,13 +331,12 @@ class Fit:
             return steps, size, shuffled
         each = protocol.images_per_identity
         persons = min(protocol.batch_size // each, self.task.identities)
-        parts = protocol.accumulate * self.accelerator.num_processes
-        if persons < 2 or protocol.batch_size % each or persons % parts:
+        if persons < 2 or protocol.batch_size % each or persons % protocol.accumulate:
             raise PedbenchError(
                 f"{self.label}: batches of {protocol.batch_size} images, images_per_identity "
-                f"{each}, accumulate {protocol.accumulate} and {self.accelerator.num_processes} "
-                f"processes: a batch must be a whole number of persons (at least two; there are "
-                f"{self.task.identities}), the same number in each part; change batch_size"
+                f"{each}, accumulate {protocol.accumulate}: a batch must be a whole number of "
+                f"persons (at least two; there are {self.task.identities}), the same number in "
+                "each part; change batch_size"
             )
         assert data.identities is not None
         drawn = partial(identity_batches, data.identities, persons, each)
@@ -326,25 +360,30 @@ class Fit:
         step: int,
         seed: int,
     ) -> dict[str, float]:
-        """One optimiser step on the images at ``chosen``; returns the loss terms."""
+        """One optimiser step on the images at ``chosen``; returns the loss terms.
+
+        Every process computes the loss of all images, part by part, and shows its share of each
+        part to the model.
+        """
         accelerator, device = self.accelerator, self.accelerator.device
+        team = self._team(stem)
+        parts = torch.arange(len(chosen)).tensor_split(protocol.accumulate)
+        mine = [team.share(part) for part in parts]
         torch.manual_seed(seed)
-        views = torch.Generator().manual_seed(seed)
-        shards = torch.tensor_split(chosen, accelerator.num_processes)
-        mine = shards[accelerator.process_index]
+        inputs = (
+            stem(chosen, seed) if stem else self._views(protocol, chosen, torch.cat(mine), seed)
+        )
+        if team.rank > 0:  # other units drop out; what is drawn for pictures is drawn
+            torch.manual_seed(derive_seed(seed, "process", str(team.rank)))
         totals: dict[str, float] = {}
-        for part in torch.tensor_split(mine, protocol.accumulate):
+        for part, own, shown in zip(parts, mine, inputs.split([*map(len, mine)]), strict=True):
             with accelerator.autocast():
-                if stem is not None:
-                    shown = stem(part, views).to(device)
-                else:
-                    pictures = self.data.images[part]
-                    pictures = augment(pictures, protocol.flip, protocol.crop_padding, views)
-                    shown = normalise(pictures.to(device), self.data.mean, self.data.std)
-                    if protocol.random_erasing:
-                        shown = erase(shown, protocol.random_erasing, protocol.erasing_fill)
-                batch = self.data.batch(shown, part, device)
+                shown = shown.to(device)
+                batch = self.data.batch(shown, chosen[own], device)
                 output = as_output(model(shown, **read(self.model, batch)))
+                if team.size > 1:
+                    output = team.whole(output, len(part))
+                    batch = self.data.batch(shown.new_empty(0), chosen[part], device)
                 terms = self.method.loss(output, batch, self.task)
             if not terms:
                 raise PedbenchError(
@@ -352,20 +391,32 @@ class Fit:
                     "id_loss_weight, or name a pair_loss and raise pair_loss_weight"
                 )
             loss = torch.stack(list(terms.values())).sum()
-            share = len(part) / len(mine)
+            share = len(part) / len(chosen)
             if not torch.isfinite(loss):
                 self._stop(step, terms)
-            # processes are averaged, so each weighs as much as it holds of the whole batch
-            weight = len(part) * accelerator.num_processes / len(chosen)
-            accelerator.backward(loss * weight)
+            accelerator.backward(loss * share)
             for name, value in terms.items():
                 totals[name] = totals.get(name, 0.0) + share * value.item()
         for group in optimiser.param_groups:
+            team.add(p.grad for p in group["params"] if p.grad is not None)
             norm = accelerator.clip_grad_norm_(group["params"], protocol.clip_norm or math.inf)
             if norm is not None and not torch.isfinite(norm):
                 self._stop(step, terms, group["name"])
         optimiser.step()
         return totals
+
+    def _views(self, protocol: Protocol, chosen: Tensor, mine: Tensor, seed: int) -> Tensor:
+        """The pictures at ``chosen[mine]`` as this step shows them, on the device."""
+        shown = torch.zeros(len(chosen), dtype=torch.bool)
+        shown[mine] = True
+        views = torch.Generator().manual_seed(seed)
+        pictures = self.data.images[chosen[mine]]
+        pictures = augment(pictures, protocol.flip, protocol.crop_padding, views, shown)
+        pictures = pictures.to(self.accelerator.device)
+        pictures = normalise(pictures, self.data.mean, self.data.std)
+        if protocol.random_erasing:
+            pictures = erase(pictures, protocol.random_erasing, protocol.erasing_fill, shown)
+        return pictures
 
     def _stop(self, step: int, terms: dict[str, Tensor], group: str | None = None) -> None:
         values = ", ".join(f"{name} = {value.item():.4g}" for name, value in terms.items())
@@ -397,7 +448,7 @@ class Fit:
             if score > self.state.best:
                 self.state.best, self.best = score, self.trained.tensors()
         self.state.history.append(line)
-        if self.accelerator.is_main_process:
+        if self.team.rank == 0:
             if select and self.epochs is not None:
                 number = self._own(self.state.history) - 1
                 save_tensors(epoch_file(self.epochs, number), self.trained.tensors(), {})
@@ -430,11 +481,15 @@ def make_optimiser(
     return adam(prepared, lr=0.0)
 
 
-Stem = Callable[[Tensor, torch.Generator], Tensor]
+Stem = Callable[[Tensor, int], Tensor]
 
 
 def cached_stem(
-    model: nn.Module, data: TrainingSet, protocol: Protocol, accelerator: Accelerator
+    model: nn.Module,
+    data: TrainingSet,
+    protocol: Protocol,
+    accelerator: Accelerator,
+    team: Team,
 ) -> Stem | None:
     """Features of the frozen stem, computed once for each view (plain, mirrored).
 
@@ -444,14 +499,15 @@ def cached_stem(
     varied = protocol.crop_padding or protocol.random_erasing
     if not hasattr(model, "stem") or varied or stem_trains(model, data, accelerator):
         return None
-    views = [stem_features(model, data, protocol, accelerator, mirrored=False)]
+    views = [stem_features(model, data, protocol, accelerator, team, mirrored=False)]
     if protocol.flip:
-        views.append(stem_features(model, data, protocol, accelerator, mirrored=True))
+        views.append(stem_features(model, data, protocol, accelerator, team, mirrored=True))
     stacked = torch.stack(views)
 
-    def pick(positions: Tensor, generator: torch.Generator) -> Tensor:
+    def pick(positions: Tensor, seed: int) -> Tensor:
         if not protocol.flip:
             return stacked[0, positions]
+        generator = torch.Generator().manual_seed(seed)
         mirrored = torch.rand(len(positions), generator=generator) < 0.5
         return stacked[mirrored.long(), positions]
 
@@ -474,20 +530,23 @@ def stem_features(
     data: TrainingSet,
     protocol: Protocol,
     accelerator: Accelerator,
+    team: Team,
     mirrored: bool,
 ) -> Tensor:
     """``(N, ...)`` frozen features of every training image in manifest order."""
+
+    def features(positions: Tensor) -> Tensor:
+        pictures = data.images[positions]
+        pictures = pictures.flip(3) if mirrored else pictures
+        pictures = normalise(pictures.to(accelerator.device), data.mean, data.std)
+        return model.stem(pictures).float()  # type: ignore[operator]
+
     training = model.training
     model.eval()
-    parts = []
     with torch.no_grad(), accelerator.autocast():
-        for positions in torch.arange(len(data)).split(protocol.eval_batch_size):
-            pictures = data.images[positions]
-            pictures = pictures.flip(3) if mirrored else pictures
-            pictures = normalise(pictures.to(accelerator.device), data.mean, data.std)
-            parts.append(model.stem(pictures).float())  # type: ignore[operator]
+        found = team.in_batches(len(data), protocol.eval_batch_size, features)
     model.train(training)
-    return torch.cat(parts)
+    return found
 
 
 def read(model: nn.Module, batch: Batch) -> dict[str, Tensor | None]:

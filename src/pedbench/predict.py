@@ -21,6 +21,7 @@ from pedbench.files import write_atomic
 from pedbench.manifest import Manifest
 from pedbench.nn.backbone import Backbone
 from pedbench.tasks.reid import Rankings
+from pedbench.together import Team
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -46,19 +47,22 @@ def predict(
     cameras: Tensor | None = None,
 ) -> np.ndarray:
     """``kept`` of the outputs, ``(N, A)`` or ``(N, D)`` float32 in manifest order; no augmentation;
-    the model is left in eval mode. ``images`` may be a tensor, ``(N, 3, H, W)`` uint8; ``cameras
-    (N,)`` are for models that read them."""
+    the model is left in eval mode. Several processes share the batches, and each returns all rows.
+    ``images`` may be a tensor, ``(N, 3, H, W)`` uint8; ``cameras (N,)`` are for models that read
+    them."""
     model.eval()
     mean, std = normalisation(backbone, protocol)
-    parts = []
-    for positions in torch.arange(len(images)).split(protocol.eval_batch_size):
+    team = Team(accelerator.num_processes, accelerator.process_index)
+
+    def outputs(positions: Tensor) -> Tensor:
         pictures = normalise(images[positions].to(accelerator.device), mean, std)
         seen = None if cameras is None else cameras[positions].to(accelerator.device)
         batch = Batch(pictures, torch.empty(0), cameras=seen)
         with accelerator.autocast():
             output = as_output(model(pictures, **read(model, batch)))
-        parts.append(getattr(output, kept).float().cpu())
-    return torch.cat(parts).numpy()
+        return getattr(output, kept).float().cpu()
+
+    return team.in_batches(len(images), protocol.eval_batch_size, outputs).numpy()
 
 
 def write_predictions(path: Path, manifest: Manifest, logits: np.ndarray, run: str) -> None:

@@ -81,9 +81,15 @@ def derive_seed(seed: int, *names: str) -> int:
 
 
 def run_digest(
-    config: RunConfig, seed: int, manifest_digest: str, weights_sha256: str, threads: int
+    config: RunConfig,
+    seed: int,
+    manifest_digest: str,
+    weights_sha256: str,
+    threads: int,
+    processes: int = 1,
 ) -> str:
     """What decides a run's numbers on one machine; two equal digests are the same run."""
+    several = {"processes": processes} if processes > 1 else {}
     return digest(
         {
             "config": asdict(config),
@@ -92,6 +98,7 @@ def run_digest(
             "weights": weights_sha256,
             "method_source": file_sha256(source_path("method", config.method)),
             "threads": threads,
+            **several,
         }
     )
 
@@ -205,7 +212,9 @@ def refusal(variant: Path) -> str | None:
     return read_json(path)["reason"] if path.is_file() else None
 
 
-def environment(threads: int, device: dict[str, str], weights_sha256: str) -> dict[str, Any]:
+def environment(
+    threads: int, processes: int, device: dict[str, str], weights_sha256: str
+) -> dict[str, Any]:
     """Where the numbers come from: commit, versions, machine."""
     lock = ROOT / "requirements.lock"
     return {
@@ -218,12 +227,16 @@ def environment(threads: int, device: dict[str, str], weights_sha256: str) -> di
         "weights_sha256": weights_sha256,
         **device,
         "threads": threads,
+        "processes": processes,
     }
 
 
 def device_of(record: dict[str, Any]) -> str:
-    """The device that made a run: its model, or only its kind where the run did not note more."""
-    return record.get("device_name") or record.get("device") or "unknown device"
+    """The device that made a run: its model, or only its kind where the run did not note more; with
+    their number where processes shared it."""
+    name = record.get("device_name") or record.get("device") or "unknown device"
+    processes = record.get("processes", 1)
+    return name if processes == 1 else f"{processes} x {name}"
 
 
 def commit_of(record: dict[str, Any]) -> str:

@@ -78,7 +78,9 @@ def write_selection(
 def score_epochs(job: Job, seed: int, run: RunFolder) -> Scores:
     """The validation and test scores of every kept epoch of one run, by its own threshold."""
     sha256 = job.backbone.weights_sha256
-    digest = run_digest(job.config, seed, job.manifest_digest, sha256, job.threads)
+    made = run.path / "environment.json"
+    processes = read_json(made).get("processes", 1) if made.is_file() else 1
+    digest = run_digest(job.config, seed, job.manifest_digest, sha256, job.threads, processes)
     if not run.is_finished(digest, epochs=True):
         raise PedbenchError(
             f"{run.path}: not finished with its epochs; run the benchmark again, it will be trained"

@@ -19,6 +19,7 @@ GOT = {
     signal.SIGTERM: "it got SIGTERM",
     signal.SIGUSR1: "it got SIGUSR1, by which schedulers announce a time limit",
 }
+REASONS = (OUT_OF_TIME, *GOT.values())
 MARGIN = 120.0  # seconds before the limit, but no more than a tenth of what was left at the start
 
 

@@ -24,6 +24,7 @@ from pedbench.data import Images, labelled
 from pedbench.devices import device_name
 from pedbench.engine import Diverged, Fit, TrainingSet, Validate
 from pedbench.files import read_json, write_json
+from pedbench.launch import is_first, processes
 from pedbench.manifest import Manifest, read_manifest
 from pedbench.memory import Memory
 from pedbench.nn.backbone import Backbone, load_backbone
@@ -48,6 +49,7 @@ from pedbench.runs import (
 )
 from pedbench.tasks import par, reid
 from pedbench.tasks.reid import Rankings
+from pedbench.together import meet
 
 
 @dataclass
@@ -72,6 +74,8 @@ def train(
     nothing else of it differs. ``prepared`` is the index of the dataset's prepared pictures;
     without it the picture files are decoded, to the same bits.
 
+    Several processes train one seed after the other together; the first one alone writes.
+
     Returns seed -> digest of the run. Where the method cannot solve the task there is none, and
     ``refused.json`` beside ``config_path`` holds its reason.
     """
@@ -79,26 +83,27 @@ def train(
     config, manifest = RunConfig.read(config_path), read_manifest(manifest_path)
     weights = read_json(weights_path)
     digests = {
-        seed: run_digest(config, seed, manifest.digest, weights["sha256"], threads)
+        seed: run_digest(config, seed, manifest.digest, weights["sha256"], threads, processes())
         for seed in seeds
     }
     folders = {seed: RunFolder(config_path.parent / f"seed{seed}") for seed in seeds}
     pending = [seed for seed in seeds if not folders[seed].is_finished(digests[seed], keep_epochs)]
-    for seed in set(seeds) - set(pending):
+    for seed in set(seeds) - set(pending) if is_first() else ():
         tqdm.write(f"{folders[seed].path}: finished before, kept")
     refused = config_path.with_name(REFUSED)
-    refused.unlink(missing_ok=True)
+    if is_first():
+        refused.unlink(missing_ok=True)
     if pending:
         raw = read_json(config_path)
         job = Job(config, raw, manifest, weights_path, threads, prepared=prepared)
         reason = make_method(config).supports(job.task, job.backbone)
         if reason is not None:
-            tqdm.write(f"{config_path.parent}: not run: {reason}")
-            if job.accelerator.is_main_process:
+            if is_first():
+                tqdm.write(f"{config_path.parent}: not run: {reason}")
                 write_json(refused, {"reason": reason})
             return {}
         for seed in pending:
-            with folders[seed].alone() if job.accelerator.is_main_process else nullcontext():
+            with folders[seed].alone() if is_first() else nullcontext():
                 job.run(seed, digests[seed], folders[seed], keep_epochs)
     return {str(seed): digest for seed, digest in digests.items()}
 
@@ -166,9 +171,13 @@ def build_model(
 
 
 def make_accelerator(protocol: Protocol) -> Accelerator:
-    """Device and precision; several processes under ``torchrun``. On a GPU only
-    kernels that repeat their bits are used, where there are any."""
-    accelerator = Accelerator(mixed_precision="no" if protocol.precision == "fp32" else "bf16")
+    """Device and precision, and the other processes of the training. On a GPU only kernels that
+    repeat their bits are used, where there are any."""
+    meet()
+    accelerator = Accelerator(
+        mixed_precision="no" if protocol.precision == "fp32" else "bf16",
+        cpu=processes() > 1 and not torch.cuda.is_available(),  # else it takes each for one alone
+    )
     if accelerator.device.type == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True, warn_only=True)
@@ -208,6 +217,7 @@ class Job:
                 "delete that file and run again"
             )
         self.accelerator = make_accelerator(config.protocol)
+        torch.set_num_threads(threads)  # accelerate has its own idea of them in several processes
         self.backbone.to(self.accelerator.device)
         self.prepared = prepared
         self.fitted = self._load(manifest, "train")
@@ -244,8 +254,8 @@ class Job:
         return method, model.to(self.accelerator.device)
 
     def run(self, seed: int, digest: str, folder: RunFolder, keep_epochs: bool = False) -> None:
-        """Fit, save the adapter, predict, mark as done; only the main process writes."""
-        main = self.accelerator.is_main_process
+        """Fit, save the adapter, predict, mark as done; only the first process writes."""
+        main = is_first()
         if main:
             self._open(seed, digest, folder)
         self.accelerator.wait_for_everyone()
@@ -258,12 +268,15 @@ class Job:
             tensors, seconds = fit.run(), fit.state.seconds
             if main:
                 save_tensors(folder.adapter, tensors, {"digest": digest})
+        self.accelerator.wait_for_everyone()
+        started = time.perf_counter()
+        if method.trains:
+            load_trained(model, load_tensors(folder.adapter)[0], folder.adapter)
+        for subset, part in self.evaluated.items():
+            found = self.logits(model, part)
+            if main:
+                self._write(found, part, folder, subset, digest)
         if main:
-            started = time.perf_counter()
-            if method.trains:
-                load_trained(model, load_tensors(folder.adapter)[0], folder.adapter)
-            for subset, part in self.evaluated.items():
-                self._predict(model, part, folder, subset, digest)
             cost = {
                 "seconds_fit": round(seconds, 2),
                 "seconds_predict": round(time.perf_counter() - started, 2),
@@ -297,7 +310,7 @@ class Job:
         folder.start(digest, {**self.raw, **own})
         device = self.accelerator.device
         named = {"device": str(device), "device_name": device_name(device)}
-        record = environment(self.threads, named, self.backbone.weights_sha256)
+        record = environment(self.threads, processes(), named, self.backbone.weights_sha256)
         write_json(folder.path / "environment.json", record)
 
     def _fit(
@@ -347,10 +360,10 @@ class Job:
         asks = manifest.is_query(self.config.split)
         return reid.rank_subset(features, asks, identity, camera, device=cuda)
 
-    def _predict(
-        self, model: nn.Module, part: Part, folder: RunFolder, subset: str, digest: str
+    def _write(
+        self, found: np.ndarray, part: Part, folder: RunFolder, subset: str, digest: str
     ) -> None:
-        found = self.logits(model, part)
+        """Logits or features as predictions; what follows from features too."""
         if self.task.kind == "par":
             write_predictions(folder.predictions(subset), part.manifest, found, digest)
             return

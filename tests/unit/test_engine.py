@@ -217,22 +217,6 @@ def test_accumulated_batch_equals_whole_batch(bench):
         torch.testing.assert_close(whole[name], parts[name], rtol=1e-3, atol=1e-5)
 
 
-def test_unequal_shares_of_two_processes_make_up_the_whole_gradient(bench, monkeypatch):
-    """One step of plain SGD: the average of what the processes end with is what one ends with."""
-    params = {"lr": 1e-2}
-    change = {"optimiser": "sgd", "momentum": 0.0, "clip_norm": 0.0, "warmup_epochs": 0}
-    change |= {"epochs": 1, "batch_size": 47, "flip": False}
-    monkeypatch.setattr(torch.nn.BatchNorm1d, "forward", lambda self, x: x)
-    whole, _ = bench.fit("linear_probe", params, name="whole", **change)
-    monkeypatch.setattr(Accelerator, "num_processes", 2)
-    ends = []
-    for index in (0, 1):
-        monkeypatch.setattr(Accelerator, "process_index", index)
-        ends.append(bench.fit("linear_probe", params, name=f"of{index}", **change)[0])
-    for name in whole:
-        torch.testing.assert_close((ends[0][name] + ends[1][name]) / 2, whole[name])
-
-
 def test_more_parts_than_images_of_a_step_are_refused(bench):
     with pytest.raises(PedbenchError, match="16 images .*at least 2 .*lower accumulate"):
         bench.fit(accumulate=9)

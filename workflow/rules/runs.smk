@@ -28,4 +28,5 @@ rule train:
     shell:
         "pedbench train --settings {params.settings:q} --spec {params.spec:q} --manifest {input.manifest:q}"
         " --prepared {params.prepared:q} --weights {input.weights:q} --seeds {params.seeds:q}"
-        " --threads {params.threads:q} {params.keep:q} --out {output:q} > {log:q} 2>&1"
+        " --threads {params.threads:q} --processes {resources.gpu:q} {params.keep:q} --out {output:q}"
+        " > {log:q} 2>&1"
