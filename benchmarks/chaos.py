@@ -25,6 +25,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import psutil
 import yaml
@@ -52,6 +53,7 @@ LEFT_OUT = re.compile(
     r"logs/.*|(.*/)?\.[^/]*\.lock|\.lock|(.*/)?(cost|environment)\.json|cost\.csv|mlflow.*"
     r"|tables/.*cost.*|tables/index\..*|figures/.*(cost|time|pareto).*"
 )
+PATIENCE = 2  # kills between which nothing has to get on; else all would fall on the first steps
 KINDS = {  # of a kill: how often it is drawn
     "job, SIGKILL": 6,
     "job, SIGTERM": 1,
@@ -148,6 +150,17 @@ class Place:
             at = "no checkpoint"
         return f"{step} {'/'.join(settings.parts[-5:-1])} ({at})"
 
+    def progress(self) -> tuple[int, tuple[int, ...]]:
+        """Finished jobs of all starts, and when each checkpoint was written."""
+        log = (self.root / "snakemake.log").read_bytes()
+        times = []
+        for file in sorted(self.results.glob("runs/**/latest.json")):
+            try:
+                times.append(file.stat().st_mtime_ns)
+            except OSError:  # gone by now
+                continue
+        return log.count(b"Finished jobid"), tuple(times)
+
     def tail(self) -> str:
         return (self.root / "snakemake.log").read_text(encoding="utf-8")[-4000:]
 
@@ -158,9 +171,10 @@ class Soak:
 
     kills: int
     chance: random.Random
-    pause: float  # mean seconds between two kills
+    pause: float  # mean seconds between two kills; longer when nothing got on since `PATIENCE`
     since: float = field(default_factory=time.monotonic)
     done: list[tuple[str, str]] = field(default_factory=list)  # kind, what the victim did
+    seen: list[Any] = field(default_factory=list)  # progress at each
 
     def say(self, text: str) -> None:
         print(f"{time.monotonic() - self.since:7.1f} s  {text}", flush=True)
@@ -198,6 +212,9 @@ class Soak:
 
     def _kill(self, place: Place) -> None:
         assert place.main is not None
+        now = place.progress()
+        if self.seen[-PATIENCE:] == [now] * PATIENCE:
+            return
         kind = self.chance.choices(list(KINDS), list(KINDS.values()))[0]
         jobs = place.jobs()
         doing = "; ".join(does for _, does in jobs) or "no job"
@@ -217,6 +234,7 @@ class Soak:
                 if len(victims) == 1:
                     return
         self.done.append((kind, doing))
+        self.seen.append(now)
         self.say(f"{len(self.done):3d} of {self.kills}: {kind}: {doing}")
         if number != signal.SIGTERM and not kind.startswith("job"):
             place.main.wait()
