@@ -13,6 +13,7 @@ from pathlib import Path
 
 from tools import need
 
+PARTITION = "gpu"  # to be asked for: the default one lets no job start
 GPUS = 4
 CPUS = 16  # pretended, for steps that ask for many threads
 REQUEUE_SECONDS = 5  # a requeued job waits this long; Slurm's default are 120
@@ -46,14 +47,14 @@ MinJobAge=300
 MessageTimeout=30
 GresTypes=gpu
 NodeName={host} NodeAddr=127.0.0.1 CPUs={cpus} RealMemory=128000 Gres=gpu:{gpus} State=UNKNOWN
-PartitionName=long Nodes={host} Default=YES MaxTime=1440 State=UP
-PartitionName=short Nodes={host} MaxTime=1 State=UP
+PartitionName=none Nodes={host} Default=YES State=DOWN
+PartitionName={partition} Nodes={host} MaxTime=1440 State=UP
 """
 
 
 @dataclass(frozen=True)
 class Slurm:
-    """Its partitions are ``long`` (a day) and ``short`` (a minute)."""
+    """What is below ``folder`` and the name of its node."""
 
     folder: Path
     node: str
@@ -95,7 +96,14 @@ def running_slurm(folder: Path) -> Iterator[Slurm]:
         os.mknod(device, 0o20666, os.makedev(1, 3))
     node = socket.gethostname().split(".")[0]
     ports = {"controller_port": _free_port(), "node_port": _free_port()}
-    values = {"host": node, "folder": folder, "cpus": CPUS, "gpus": GPUS, **ports}
+    values = {
+        "host": node,
+        "folder": folder,
+        "cpus": CPUS,
+        "gpus": GPUS,
+        "partition": PARTITION,
+        **ports,
+    }
     (folder / "slurm.conf").write_text(CONF.format(**values, requeue=REQUEUE_SECONDS))
     (folder / "gres.conf").write_text(f"Name=gpu File={folder}/devices/gpu[0-{GPUS - 1}]\n")
     (folder / "munge.key").write_bytes(os.urandom(128))
@@ -135,7 +143,7 @@ def running_slurm(folder: Path) -> Iterator[Slurm]:
 
 def _idle(slurm: Slurm) -> bool:
     try:
-        return slurm.run("sinfo", "--noheader", "--format=%T", "--partition=long") == "idle"
+        return slurm.run("sinfo", "--noheader", "--format=%T", f"--partition={PARTITION}") == "idle"
     except subprocess.CalledProcessError:  # the controller does not answer yet
         return False
 

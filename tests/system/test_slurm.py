@@ -4,6 +4,7 @@ number is that of an undisturbed run without Slurm."""
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import signal
@@ -13,11 +14,12 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 
 import pytest
 from checkout import Checkout
-from slurm import GPUS, Slurm, running_slurm
+from slurm import GPUS, PARTITION, Slurm, running_slurm
 from tools import need, need_root
 
 pytestmark = pytest.mark.system
@@ -34,9 +36,6 @@ RUNS = "results/smoke/runs"
 LORA = f"{RUNS}/synthetic_a/standard/lora/default"
 OWN = {"environment.json", "cost.json", "train.done.json"}  # machine, times, digests of these
 ON_GPU = ("train", "cost", "selection", "pictures")
-# Whatever trains may run for one minute only.
-SHORT = ("--set-resources", "train:slurm_partition=short", "train:runtime=1")
-SHORT += tuple(f"{rule}:gpu=1" for rule in ON_GPU)
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +63,7 @@ def start():
 
 
 def hard_day(root: Path) -> Checkout:
-    """The smoke benchmark and a training that takes longer than a minute."""
+    """The smoke benchmark and a training that does not fit into one of its last jobs."""
     checkout = Checkout.make(root)
     (root / "config/hard_day.yaml").write_text(PLAN)
     (root / "config/presets/long.yaml").write_text(LONG)
@@ -188,7 +187,7 @@ def test_a_hard_day_on_slurm_changes_no_bit(slurm, start, tmp_path, monkeypatch)
     for name, value in slurm.environment.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("PEDBENCH_POLL_SECONDS", "3")
-    monkeypatch.setenv("PEDBENCH_PARTITION", "long")
+    monkeypatch.setenv("PEDBENCH_PARTITION", PARTITION)
     monkeypatch.setenv("PEDBENCH_JOBS", "20")
     root, log = cluster.root, tmp_path / "cluster.log"
     command = ("snakemake", "--profile", "profiles/slurm", *TABLES)
@@ -220,17 +219,21 @@ def test_a_hard_day_on_slurm_changes_no_bit(slurm, start, tmp_path, monkeypatch)
 
         again = long_training(root, checkpoint(root))
         assert again.job == victim.job and restarts(slurm)[again.job] == 2
+        began = slurm.run("squeue", "--noheader", "--format=%S", f"--jobs={again.job}")
+        start_up = (datetime.now() - datetime.fromisoformat(began)).total_seconds()
         os.killpg(snakemake.pid, signal.SIGINT)
         assert snakemake.wait(300) != 0
         wait_for(lambda: not slurm.queue(), "an empty queue after Ctrl-C")
         assert not (root / "results/smoke/scored.json").exists()
 
         before = restarts(slurm)
-        done = cluster.run(*command, *SHORT)
+        limit = math.ceil((start_up + 30) / 60)  # minutes, about half of them of training
+        asked = (f"train:runtime={limit}", *(f"{rule}:gpu=1" for rule in ON_GPU))
+        done = cluster.run(*command, "--set-resources", *asked)
         assert done.returncode == 0, done.stdout
     assert not slurm.queue()
     requeued = {job: n for job, n in restarts(slurm).items() if n and job not in before}
-    assert requeued, "the time limit of a minute ended no job"
+    assert requeued, f"the time limit of {limit} min ended no job"
     assert "Trying to restart" not in done.stdout  # requeueing costs no retry
     assert {training.device for training in watch.seen.values()} <= set(map(str, range(GPUS)))
     assert max(map(len, watch.together)) > 1
