@@ -46,8 +46,7 @@ def of_training(
     seconds = seconds_of_job(plan, experiment, trainings, gpus)
     if not counts_of(plan, experiment):  # nobody knows how many images it has
         seconds = 60 * timings()["asked"]["minutes_unknown"]
-    process = timings()["memory"]["process" if gpus == 0 else "process_with_gpu"]
-    host = max(1, gpus) * (process + pictures_mb(plan, experiment)) + (0 if gpus else step)
+    host = max(1, gpus) * host_mb(pictures_mb(plan, experiment), step, gpus)
     return _ask(seconds, host, step if gpus else 0, attempt, limit)
 
 
@@ -83,8 +82,16 @@ def of_step(plan: Plan, step: str, attempt: int = 1, gpus: int = 0) -> Ask:
         return _ask(seconds, host, 0, attempt, _shared(time_limit()))
     models = max(step_mb(plan, e, learns=row["runs"] == "training") for e in plan.experiments)
     pictures = max(pictures_mb(plan, e) for e in plan.experiments)
-    host = memory["process_with_gpu" if gpus else "process"] + pictures + (0 if gpus else models)
+    host = host_mb(pictures, models, gpus)
     return _ask(seconds, host, models if gpus else 0, attempt, time_limit())
+
+
+def host_mb(pictures: float, step: float, gpus: int) -> float:
+    """MB of a process that keeps ``pictures``, and computes a ``step`` where there is no GPU."""
+    memory = timings()["memory"]
+    if gpus:
+        return memory["process_with_gpu"] + pictures
+    return memory["process"] + pictures + step - memory["context"]
 
 
 def step_mb(plan: Plan, experiment: Experiment, gpus: int = 1, learns: bool = True) -> float:
