@@ -271,6 +271,8 @@ def _curves(scores: Floats, labels: ArrayLike, weights: Floats) -> tuple[Floats,
         """Weights of these images from each point up to the one before: ``(points, R)``."""
         images = np.flatnonzero(which & (scores >= points[-1]))
         point = np.searchsorted(-points, -scores[images])
+        if weights.shape[1] == 1:  # the same sums, without a matrix
+            return np.bincount(point, weights[images, 0], len(points))[:, None]
         shape = len(points), len(scores)
         return csr_array((np.ones(len(images)), (point, images)), shape) @ weights
 
