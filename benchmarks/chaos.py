@@ -54,12 +54,13 @@ LEFT_OUT = re.compile(
     r"|tables/.*cost.*|tables/index\..*|figures/.*(cost|time|pareto).*"
 )
 PATIENCE = 2  # kills between which nothing has to get on; else all would fall on the first steps
+JOB, ALONE, ALL = "a job", "Snakemake alone", "Snakemake with its jobs"
 KINDS = {  # of a kill: how often it is drawn
-    "job, SIGKILL": 6,
-    "job, SIGTERM": 1,
-    "Snakemake with all jobs, SIGKILL": 3,
-    "Snakemake alone, SIGKILL": 2,
-    "Snakemake, SIGINT": 1,
+    (JOB, signal.SIGKILL): 7,
+    (JOB, signal.SIGTERM): 1,
+    (ALONE, signal.SIGKILL): 2,
+    (ALL, signal.SIGKILL): 3,
+    (ALL, signal.SIGINT): 1,  # Ctrl-C
 }
 
 
@@ -197,7 +198,7 @@ class Soak:
             else:
                 failed = failed + 1 if before == len(self.done) else 1
                 before = len(self.done)
-                if failed == 3 and not place.jobs():
+                if failed >= 3 and not place.jobs():
                     raise RuntimeError(f"Snakemake fails of itself:\n{place.tail()}")
                 self.say(f"          Snakemake ended with {code}; started again")
             place.start()
@@ -211,37 +212,39 @@ class Soak:
             return None
 
     def _kill(self, place: Place) -> None:
+        """Unless nothing got on since the last ones; seldom while nothing but Snakemake runs."""
         assert place.main is not None
-        now = place.progress()
-        if self.seen[-PATIENCE:] == [now] * PATIENCE:
+        now, jobs = place.progress(), place.jobs()
+        who, number = self.chance.choices(list(KINDS), list(KINDS.values()))[0]
+        waits = self.seen[-PATIENCE:] == [now] * PATIENCE
+        if waits or (not jobs and (who == JOB or self.chance.random() < 0.8)):
             return
-        kind = self.chance.choices(list(KINDS), list(KINDS.values()))[0]
-        jobs = place.jobs()
         doing = "; ".join(does for _, does in jobs) or "no job"
-        if kind.startswith("job"):
-            if not jobs:
-                return
+        if who == JOB:
             victim, doing = self.chance.choice(jobs)
             victims = [victim]
         else:
-            all_of_it = kind.startswith("Snakemake with")
-            victims = place.processes() if all_of_it else [psutil.Process(place.main.pid)]
-        number = getattr(signal, kind.split()[-1])
-        for victim in victims:
-            try:
-                victim.send_signal(number)
-            except psutil.NoSuchProcess:
-                if len(victims) == 1:
-                    return
-        self.done.append((kind, doing))
+            victims = place.processes() if who == ALL else [psutil.Process(place.main.pid)]
+        if not [victim for victim in victims if _sent(victim, number)]:
+            return  # it ended of itself
+        self.done.append((f"{who}, {number.name}", doing))
         self.seen.append(now)
-        self.say(f"{len(self.done):3d} of {self.kills}: {kind}: {doing}")
-        if number != signal.SIGTERM and not kind.startswith("job"):
+        self.say(f"{len(self.done):3d} of {self.kills}: {who}, {number.name}: {doing}")
+        if who != JOB:
             place.main.wait()
 
     def _let_orphans_end(self, place: Place) -> None:
         while place.processes():
             time.sleep(0.2)
+
+
+def _sent(victim: psutil.Process, number: signal.Signals) -> bool:
+    """Whether there was one to get the signal."""
+    try:
+        victim.send_signal(number)
+    except psutil.NoSuchProcess:
+        return False
+    return True
 
 
 def files(results: Path) -> dict[str, Path]:
