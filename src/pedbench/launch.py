@@ -70,6 +70,9 @@ def launch(count: int, work: Work, *arguments: Any) -> int:
                 code, message = _outcome(first, members.index(first), passed)
                 if not reports.empty() and (first.exitcode or 0) > 0:
                     code, message = reports.get()
+            except KeyboardInterrupt:
+                _insist(members, SpawnProcess.terminate)  # they save and leave
+                raise
             finally:
                 _end(members)
     print(message, file=sys.stderr)
@@ -99,7 +102,7 @@ def _passing_on(members: Sequence[SpawnProcess]) -> Iterator[set[int]]:
     def pass_on(number: int, frame: FrameType | None) -> None:
         passed.add(number)
         for member in members:
-            if member.is_alive() and member.pid is not None:
+            if member.pid is not None and member.is_alive():
                 os.kill(member.pid, number)
 
     before = {number: signal.signal(number, pass_on) for number in GOT}
@@ -138,12 +141,16 @@ def _outcome(member: SpawnProcess, index: int, passed: set[int]) -> tuple[int, s
 def _end(members: Sequence[SpawnProcess]) -> None:
     """Let them end, then make them."""
     started = [member for member in members if member.pid is not None]
-    for seconds, insist in ((GRACE, SpawnProcess.terminate), (10.0, SpawnProcess.kill)):
+    for seconds, how in ((GRACE, SpawnProcess.terminate), (10.0, SpawnProcess.kill)):
         deadline = time.monotonic() + seconds
         for member in started:
             member.join(max(0.0, deadline - time.monotonic()))
-        for member in started:
-            if member.is_alive():
-                insist(member)
+        _insist(started, how)
     for member in started:
         member.join()
+
+
+def _insist(members: Sequence[SpawnProcess], how: Callable[[SpawnProcess], None]) -> None:
+    for member in members:
+        if member.pid is not None and member.is_alive():
+            how(member)

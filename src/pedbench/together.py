@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable
+from datetime import timedelta
 from functools import partial
 from typing import Any
 
@@ -19,17 +20,18 @@ from torch import Tensor, nn
 from pedbench.contracts import Output, PedbenchError
 from pedbench.launch import MEETING, processes
 
+PATIENCE = timedelta(minutes=30)  # of a process that waits for another, which may be writing
+
 
 def meet() -> None:
     """Let the processes of this training find each other; nothing where there is one."""
     if processes() > 1 and not dist.is_initialized():
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-        place = {} if MEETING not in os.environ else {"init_method": os.environ[MEETING]}
-        rank = int(os.environ["RANK"])
-        dist.init_process_group(backend, rank=rank, world_size=processes(), **place)
+        place, rank = os.environ.get(MEETING), int(os.environ["RANK"])  # torchrun has its own place
+        dist.init_process_group(backend, place, PATIENCE, rank=rank, world_size=processes())
 
 
-def part() -> None:
+def leave() -> None:
     """The end of what `meet` began."""
     if dist.is_initialized():
         dist.destroy_process_group()
@@ -134,9 +136,9 @@ class Team:
                 continue
             if next(model.parameters()).is_cuda:
                 twin = nn.SyncBatchNorm.convert_sync_batchnorm(norm)  # with the same tensors
-                norm.forward = partial(_by_twin, twin, norm)
+                vars(norm)["forward"] = partial(_by_twin, twin, norm)
             else:
-                norm.forward = partial(whole_batch_norm, norm)
+                vars(norm)["forward"] = partial(whole_batch_norm, norm)
 
 
 def _by_twin(twin: nn.Module, norm: nn.Module, x: Tensor) -> Tensor:
@@ -163,7 +165,8 @@ def whole_batch_norm(norm: nn.BatchNorm1d | nn.BatchNorm2d, x: Tensor) -> Tensor
     """``norm(x (B, C, ...))``, whose mean and variance in training are those of the rows of all
     processes; computed in float32."""
     if not norm.training:
-        return type(norm).forward(norm, x)
+        plain: Any = type(norm)
+        return plain.forward(norm, x)
     rows = x.movedim(1, -1).float()
     inner = tuple(range(rows.ndim - 1))
     count = x.numel() // x.shape[1]

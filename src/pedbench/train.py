@@ -49,7 +49,7 @@ from pedbench.runs import (
 )
 from pedbench.tasks import par, reid
 from pedbench.tasks.reid import Rankings
-from pedbench.together import meet
+from pedbench.together import leave, meet
 
 
 @dataclass
@@ -105,6 +105,7 @@ def train(
         for seed in pending:
             with folders[seed].alone() if is_first() else nullcontext():
                 job.run(seed, digests[seed], folders[seed], keep_epochs)
+    leave()
     return {str(seed): digest for seed, digest in digests.items()}
 
 

@@ -5,6 +5,7 @@ import os
 import pytest
 
 from pedbench import devices
+from pedbench.contracts import PedbenchError
 from pedbench.devices import own_gpu, visible_gpus
 
 
@@ -52,3 +53,25 @@ def test_nothing_to_share(monkeypatch, tmp_path):
     monkeypatch.setenv("LOCAL_RANK", "1")
     with own_gpu(tmp_path) as device:
         assert device is None
+
+
+def test_several_processes_take_as_many_devices(monkeypatch, tmp_path):
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2")
+    with own_gpu(tmp_path) as one:
+        assert one == "0"
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2")  # as another process sees it
+        with own_gpu(tmp_path, count=2) as two:
+            assert two == os.environ["CUDA_VISIBLE_DEVICES"] == "1,2"
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2")
+        with own_gpu(tmp_path, count=3) as three:  # one is held: none is reserved
+            assert three is None and os.environ["CUDA_VISIBLE_DEVICES"] == "0,1,2"
+            with own_gpu(tmp_path) as other:
+                assert other == "1"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    few = pytest.raises(PedbenchError, match="--processes 3: .* 2 can be seen")
+    with few, own_gpu(tmp_path, count=3):
+        pass
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # on CPUs any number
+    with own_gpu(tmp_path, count=3) as none:
+        assert none is None

@@ -297,7 +297,8 @@ def test_parts_of_a_step_show_what_the_whole_step_shows(both):
 
 @pytest.mark.parametrize("name", NORMS)
 def test_batch_norms_see_the_whole_batch(name, both):
-    expected = normed(*NORMS[name], Team(1, 0))
+    kind, shape = NORMS[name]
+    expected = normed(kind, shape, Team(1, 0))
     ours = [both.tensors(name, rank) for rank in range(COUNT)]
     for key, value in expected.items():
         found = torch.cat([one[key] for one in ours]) if key in "xy" else ours[0][key]
