@@ -20,7 +20,7 @@ from pedbench.stopping import CODE
 
 pytestmark = pytest.mark.system
 OPTIONS = {"seed": 1, "identities": 16, "images_per_identity": 8}  # 64 images to train
-CLOSE = 1e-3  # of logits, after 12 steps of AdamW
+CLOSE = 1e-4  # of logits, after 12 steps of AdamW; measured: 2e-6
 CHANGES = {"epochs": 3, "batch_size": 15, "crop_padding": 2, "head_init": "random"}
 CHANGES |= {"selection": "best_val_mA", "checkpoint_steps": 1}
 
