@@ -42,8 +42,10 @@ def collect(folders: Iterable[Path], out: Path) -> None:
     runs = read_runs(folders)
     for _, group in groupby(runs, key=lambda run: run.dataset):
         check_comparable(list(group))
-    rows = [row for run in runs for row in _rows(run)]
-    table = pa.Table.from_pylist(rows, schema=pa.schema(list(COLUMNS.items())))
+    schema = pa.schema(list(COLUMNS.items()))  # run by run: a million rows of Python are 2 GB
+    table = pa.concat_tables(
+        [schema.empty_table(), *(pa.Table.from_pylist(list(_rows(run)), schema) for run in runs)]
+    )
     keys = [(name, "ascending") for name in list(COLUMNS)[:8]]
     table = table.sort_by(keys)
     write_atomic(out, lambda path: pq.write_table(table, path))
