@@ -110,3 +110,24 @@ def test_a_mistake_in_a_tables_definition_is_known_before_anything_runs(checkout
     said = checkout.run("snakemake", "-n", "--cores", "2", "results/tables").stdout
     file.write_text(text)
     assert "config/tables.yaml: standard.metrics: unknown metric 'ma'; did you mean 'mA'?" in said
+
+
+def test_a_login_node_needs_no_torch(checkout):
+    """Planning, the main process of a run and the steps that stay with it on a cluster."""
+    hook = checkout.root / "src/sitecustomize.py"
+    hook.write_text(
+        "import sys\n\n\n"
+        "class Forbid:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name.partition('.')[0] in ('torch', 'torchvision', 'open_clip'):\n"
+        "            raise AssertionError(f'{name} was imported')\n\n\n"
+        "sys.meta_path.insert(0, Forbid())\n"
+    )
+    try:
+        assert jobs(checkout.snakemake("-n", "results/tables"))["train"]
+        checkout.snakemake("results/login/plan.json", "--config", "results=results/login")
+        weights = "results/login/weights/tiny_clip.json"
+        checkout.snakemake(weights, "--config", "results=results/login")
+        assert "was imported" in checkout.run("python", "-c", "import torch").stdout
+    finally:
+        hook.unlink()
