@@ -26,6 +26,7 @@ LAYERS = (
         "registry",
         "devices",
         "launch",
+        "memory",
         "stopping",
         "together",
     },

@@ -272,7 +272,7 @@ def _curves(scores: Floats, labels: ArrayLike, weights: Floats) -> tuple[Floats,
         images = np.flatnonzero(which & (scores >= points[-1]))
         point = np.searchsorted(-points, -scores[images])
         if weights.shape[1] == 1:  # the same sums, without a matrix
-            return np.bincount(point, weights[images, 0], len(points))[:, None]
+            return np.bincount(point, weights[images, 0], len(points)).astype(float)[:, None]
         shape = len(points), len(scores)
         return csr_array((np.ones(len(images)), (point, images)), shape) @ weights
 
