@@ -41,7 +41,7 @@ def processes() -> int:
 
 def is_first() -> bool:
     """Whether this process is the one that writes and speaks."""
-    return os.environ.get("RANK", "0") == "0"
+    return not is_launched() or os.environ["RANK"] == "0"
 
 
 def launch(count: int, work: Work, *arguments: Any) -> int:
