@@ -252,7 +252,7 @@ class Fit:
         self._team(stem).share_statistics(self.model)
         trainee: Any = self.model if stem is None else self.model.head
         # not `prepare`, which would let processes average gradients: `Team.add` sums them
-        model = self.accelerator.prepare_model(trainee, evaluation_mode=True)
+        model: Any = self.accelerator.prepare_model(trainee, evaluation_mode=True)
         model._is_accelerate_prepared = True  # as it notes: no other stage does it again
         optimiser = self.accelerator.prepare_optimizer(optimiser)
         bar = tqdm(
