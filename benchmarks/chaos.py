@@ -48,10 +48,11 @@ PLAN = {  # over config/smoke.yaml
     "released_selection": {"dataset": "synthetic_a/standard", "methods": ["linear_probe", "lora"]},
 }
 PROTOCOLS = {"epochs": 4, "probe_epochs": 4, "checkpoint_steps": 3}  # over config/protocols
-# What holds times, speeds or the record of a machine, and so differs between two undisturbed runs.
+# What holds times or speeds, and so differs between two undisturbed runs; locks, and what a killed
+# process had begun to write.
 LEFT_OUT = re.compile(
-    r"logs/.*|(.*/)?\.[^/]*\.lock|\.lock|(.*/)?(cost|environment)\.json|cost\.csv|mlflow.*"
-    r"|tables/.*cost.*|tables/index\..*|figures/.*(cost|time|pareto).*"
+    r"logs/.*|(.*/)?\.[^/]*(lock|tmp)|(.*/)?cost\.json|cost\.csv|mlflow(\.db|_artifacts/).*"
+    r"|tables/(cost|index).*|figures/cost.*"
 )
 PATIENCE = 2  # kills between which nothing has to get on; else all would fall on the first steps
 JOB, ALONE, ALL = "a job", "Snakemake alone", "Snakemake with its jobs"
