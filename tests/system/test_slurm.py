@@ -29,7 +29,7 @@ methods: [zero_shot, linear_probe, {datasets: [synthetic_a/standard], methods: [
 """
 LONG = """\
 for: {backbone: tiny_clip, protocol: embedded}
-lora: {epochs: 130, checkpoint_steps: 10}
+lora: {epochs: 100, checkpoint_steps: 10}
 """
 TABLES = ("results/smoke/tables", "--configfile", "config/smoke.yaml", "config/hard_day.yaml")
 RUNS = "results/smoke/runs"
