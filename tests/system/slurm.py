@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import time
@@ -139,6 +140,16 @@ def running_slurm(folder: Path) -> Iterator[Slurm]:
             except subprocess.TimeoutExpired:
                 daemon.kill()
                 daemon.wait()
+        _end_rest(folder)
+
+
+def _end_rest(folder: Path) -> None:
+    """Processes of jobs that outlived them, which Slurm ends only where it has cgroups."""
+    mark = f"SLURM_CONF={folder}/slurm.conf\0".encode()
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it ended
+            if mark in (process / "environ").read_bytes() and int(process.name) != os.getpid():
+                os.kill(int(process.name), signal.SIGKILL)
 
 
 def _idle(slurm: Slurm) -> bool:
