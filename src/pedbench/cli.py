@@ -553,7 +553,7 @@ def job() -> Iterator[None]:
         with watching(), own_gpu():
             yield
     except Stopped as stopped:
-        if stopped.out_of_time:
+        if stopped.to_requeue:
             requeue()
         raise
 

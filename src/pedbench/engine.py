@@ -293,7 +293,8 @@ class Fit:
                     self._save(optimiser)
                 if why:
                     self.accelerator.wait_for_everyone()  # until it is saved
-                    raise Stopped(f"{self.label} {stage.name}, step {self.state.step}", why)
+                    where = f"{self.label} {stage.name}, step {self.state.step}"
+                    raise Stopped(where, why, got_on=True)
         bar.close()
         self.accelerator.free_memory()  # it would keep this stage's model and optimiser
 

@@ -24,9 +24,8 @@ from pedbench.estimate import (
 from pedbench.plan import Experiment, Plan
 
 MOMENTS: Mapping[str, int] = {"sgd": 1, "adam": 2, "adamw": 2}  # of a trained parameter
-GROUPED = (
-    4  # jobs of one step after the other that a profile may make one job: their minutes add up
-)
+# what profiles join into one job, two steps at most: their minutes add up
+JOINED = ("manifest", "prepare", "score", "collect", "figures", "tables")
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,7 @@ def of_dataset(plan: Plan, step: str, dataset: str, attempt: int = 1) -> Ask:
     """Of the steps ``manifest`` and ``prepare``."""
     row, thousands = timings()["steps"][step], images_of(plan, dataset) / 1000
     seconds = row["start"] + row["thousand"] * thousands
-    return _ask(seconds, timings()["memory"]["process"], 0, attempt, _shared(time_limit()))
+    return _ask(seconds, timings()["memory"]["process"], 0, attempt, _limit(step))
 
 
 def of_step(plan: Plan, step: str, attempt: int = 1, gpus: int = 0) -> Ask:
@@ -79,7 +78,7 @@ def of_step(plan: Plan, step: str, attempt: int = 1, gpus: int = 0) -> Ask:
     seconds = sum(row.get(unit, 0) * count for unit, count in units.items())
     if "runs" not in row:
         host = memory["process"] + memory["thousand_predicted"] * max(places.values())
-        return _ask(seconds, host, 0, attempt, _shared(time_limit()))
+        return _ask(seconds, host, 0, attempt, _limit(step))
     models = max(step_mb(plan, e, learns=row["runs"] == "training") for e in plan.experiments)
     pictures = max(pictures_mb(plan, e) for e in plan.experiments)
     host = host_mb(pictures, models, gpus)
@@ -125,8 +124,9 @@ def pictures_mb(plan: Plan, experiment: Experiment) -> float:
     return sum(size for size in subsets.values() if size <= most)
 
 
-def _shared(limit: float | None) -> float | None:
-    return limit and limit / GROUPED
+def _limit(step: str) -> float | None:
+    limit = time_limit()
+    return limit and limit / 2 if step in JOINED else limit
 
 
 def _ask(seconds: float, host: float, gpu: float, attempt: int, limit: float | None) -> Ask:

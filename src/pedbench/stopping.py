@@ -26,9 +26,11 @@ MARGIN = 120.0  # seconds before the limit, but no more than a tenth of what was
 class Stopped(PedbenchError):
     """The job was asked to leave. What it did is saved; the same command goes on from there."""
 
-    def __init__(self, where: str, reason: str) -> None:
+    def __init__(self, where: str, reason: str, got_on: bool = False) -> None:
+        """``got_on``: whether this start got further than the one before, so that a chain of
+        them comes to an end."""
         super().__init__(f"{where}: stopped, since {reason}; the same command goes on from here")
-        self.out_of_time = reason in (OUT_OF_TIME, GOT[signal.SIGUSR1])
+        self.to_requeue = got_on and reason in (OUT_OF_TIME, GOT[signal.SIGUSR1])
 
 
 class _Watch:

@@ -157,7 +157,7 @@ def stop_in_the_second(bench: Bench, rank: int) -> str:
     fit._step = told  # type: ignore[method-assign]
     with watching(), pytest.raises(Stopped) as stopped:
         fit.run()
-    assert stopped.value.out_of_time
+    assert stopped.value.to_requeue
     return str(stopped.value)
 
 

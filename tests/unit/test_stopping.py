@@ -205,4 +205,4 @@ def test_the_first_signal_is_the_reason():
             os.kill(os.getpid(), signal.SIGUSR1)
             os.kill(os.getpid(), signal.SIGTERM)
             assert "SIGUSR1" in str(stopping.reason())
-    assert left.value.out_of_time and isinstance(left.value, PedbenchError)
+    assert not left.value.to_requeue and isinstance(left.value, PedbenchError)

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 
 import pytest
 from checkout import Checkout
+
+from pedbench.config import read_yaml
+from pedbench.resources import JOINED
 
 SITE = {"PARTITION": "gpu-long", "ACCOUNT": "1234", "QOS": "normal", "MAX_MINUTES": "30"}
 GPU = {"train": 1, "cost": 1, "selection": 1, "pictures": 1}
@@ -23,6 +27,12 @@ def asked(checkout: Checkout, profile: str) -> dict[str, dict[str, str]]:
     assert said.returncode == 0, said.stdout
     found = re.findall(r"rule (\w+):\n(?:.*\n)*? +resources: (.*)", said.stdout)
     return {rule: dict(pair.split("=", 1) for pair in text.split(", ")) for rule, text in found}
+
+
+@pytest.mark.parametrize("profile", ["slurm", "cluster-generic"])
+def test_steps_of_one_job_ask_for_a_part_of_its_time(profile):
+    groups = read_yaml(f"profiles/{profile}/config.yaml")["groups"]
+    assert groups.keys() == set(JOINED) and set(Counter(groups.values()).values()) == {2}
 
 
 @pytest.mark.parametrize("profile", ["slurm", "cluster-generic"])
