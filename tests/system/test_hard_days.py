@@ -93,7 +93,7 @@ def test_a_full_disk_stops_the_run_and_room_lets_it_go_on(clean, checkout):
 
 def test_a_read_only_results_folder_is_refused(clean, checkout):
     place = checkout.root / RESULTS
-    with disk(place, "100m"):
+    with disk(place, "1g"):  # preparing wants some to spare
         checkout.snakemake(f"{RESULTS}/manifests/synthetic_a.parquet", *PLAN)
         again(place, "ro")
         done = checkout.run("snakemake", "--cores", "2", SCORES, *PLAN)
