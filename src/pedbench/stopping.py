@@ -18,6 +18,7 @@ OUT_OF_TIME = "the time limit of its cluster job is near"
 GOT = {
     signal.SIGTERM: "it got SIGTERM",
     signal.SIGUSR1: "it got SIGUSR1, by which schedulers announce a time limit",
+    signal.SIGUSR2: "it got SIGUSR2, by which schedulers announce a time limit",  # LSF, SGE
 }
 REASONS = (OUT_OF_TIME, *GOT.values())
 MARGIN = 120.0  # seconds before the limit, but no more than a tenth of what was left at the start
@@ -30,7 +31,7 @@ class Stopped(PedbenchError):
         """``got_on``: whether this start got further than the one before, so that a chain of
         them comes to an end."""
         super().__init__(f"{where}: stopped, since {reason}; the same command goes on from here")
-        self.to_requeue = got_on and reason in (OUT_OF_TIME, GOT[signal.SIGUSR1])
+        self.to_requeue = got_on and reason != GOT[signal.SIGTERM]
 
 
 class _Watch:
@@ -46,12 +47,11 @@ _watch = _Watch()
 
 @contextmanager
 def watching() -> Iterator[None]:
-    """Until its end SIGTERM and SIGUSR1 raise `Stopped`, or inside `deferred` only make `reason`
+    """Until its end the signals of `GOT` raise `Stopped`, or inside `deferred` only make `reason`
     say so. To be entered in the main thread.
 
     Raises PedbenchError where the environment gives a limit that is no number.
     """
-    _watch.signal = None
     before = {number: signal.signal(number, _note) for number in GOT}
     try:
         _watch.end = time_to_leave()
@@ -59,6 +59,7 @@ def watching() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        _watch.signal = _watch.end = None
 
 
 @contextmanager
@@ -136,9 +137,13 @@ def _slurm_end(job: str) -> float | None:
 
 def requeue() -> bool:
     """Put this job of Slurm back into the queue, where it keeps its number: a training longer than
-    the partition allows is a chain of such jobs. False elsewhere, and where Slurm refuses."""
-    job = _slurm_job()
-    if job is None or os.environ.get("RANK", "0") != "0":
+    the partition allows is a chain of such jobs. False elsewhere, and where Slurm refuses.
+
+    Only a job that the workflow submitted: it sets ``PEDBENCH_REQUEUE`` for them. A job in which
+    somebody runs Snakemake is left alone.
+    """
+    job, first = _slurm_job(), os.environ.get("RANK", "0") == "0"
+    if job is None or not first or os.environ.get("PEDBENCH_REQUEUE") != "1":
         return False
     try:
         subprocess.run(["scontrol", "requeue", job], check=True, timeout=60)

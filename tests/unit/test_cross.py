@@ -229,7 +229,7 @@ def test_a_plan_takes_the_folders_of_the_parents(monkeypatch, tmp_path):
     assert source.given == {"check_counts": False, "phrases": str(words), "roots": roots}
     assert str(words) in source.inputs
     assert {cross.SHARED, "datasets/pa100k.py", "datasets/rapv2.py"} < set(source.inputs)
-    assert estimate._images(plan, "pa100k_rapv2") == 100_000 + 84_928
+    assert estimate.images_of(plan, "pa100k_rapv2") == 100_000 + 84_928
     shared = json.dumps(located(plan.as_json(), PurePosixPath("elsewhere")))
     assert str(tmp_path) not in shared
     config["roots"] = {"pa100k_rapv2": str(data / "both")}
