@@ -53,6 +53,14 @@ if "--report" in sys.argv:  # what the templates in workflow/report/ read
     config["report"] = texts(PLAN)
 GPUS = len(visible_gpus())
 SHARED = workflow.is_main_process and workflow.nodes is None  # one machine for all jobs
+# Jobs inherit both. Only a scheduler's job that is the workflow's own may go back into its queue.
+if SHARED:
+    os.environ.pop("PEDBENCH_REQUEUE", None)
+elif workflow.is_main_process:
+    os.environ["PEDBENCH_REQUEUE"] = "1"
+    os.environ["PEDBENCH_MAX_MINUTES"] = (
+        os.environ.get("PEDBENCH_MAX_MINUTES") or "1440"
+    )
 # A limit that is given with --resources stands.
 if SHARED and "gpu" not in workflow.global_resources:
     workflow.register_resource("gpu", GPUS)

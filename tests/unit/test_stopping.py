@@ -18,7 +18,7 @@ from pedbench.engine import Fit
 from pedbench.files import read_json
 from pedbench.stopping import CODE, Stopped
 
-CLUSTER = ("PEDBENCH_JOB_SECONDS", "SLURM_JOB_ID", "SLURM_JOB_END_TIME", "RANK")
+CLUSTER = ("PEDBENCH_JOB_SECONDS", "PEDBENCH_REQUEUE", "RANK")
 
 
 @pytest.fixture(autouse=True)
@@ -167,12 +167,13 @@ def test_a_limit_that_is_no_number_is_named(start, monkeypatch, capsys):
     assert "PEDBENCH_JOB_SECONDS=1h: is not a number of seconds" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("cause", ["limit", "USR1", "TERM"])
+@pytest.mark.parametrize("cause", ["limit", "USR1", "USR2", "TERM"])
 def test_only_a_job_that_ran_out_of_time_goes_back_into_the_queue(
     cause, start, tools, tmp_path, monkeypatch
 ):
     """An element of an array by its own name: the number may be that of the whole array."""
     script(tools, "scontrol", f'echo "$@" >> {tmp_path}/asked')
+    monkeypatch.setenv("PEDBENCH_REQUEUE", "1")
     monkeypatch.setenv("SLURM_JOB_ID", "8")
     monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "8")
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
@@ -190,12 +191,22 @@ def test_where_requeueing_is_refused_the_job_just_leaves(start, tools, tmp_path,
     assert not stopping.requeue()
     monkeypatch.setenv("SLURM_JOB_ID", "9")
     monkeypatch.setenv("SLURM_JOB_END_TIME", str(time.time() + 0.001))
+    monkeypatch.setenv("PEDBENCH_REQUEUE", "1")
     script(tools, "scontrol", f'echo "$@" >> {tmp_path}/asked; exit 1')
     assert not stopping.requeue() and start() == CODE
     assert (tmp_path / "asked").read_text() == "requeue 9\n" * 2
     monkeypatch.setenv("RANK", "1")  # the first process asks for all
     assert not stopping.requeue()
     assert (tmp_path / "asked").read_text() == "requeue 9\n" * 2
+
+
+def test_a_job_that_the_workflow_did_not_submit_is_left_alone(tools, tmp_path, monkeypatch):
+    """As a session of Slurm in which somebody runs Snakemake."""
+    script(tools, "scontrol", f"touch {tmp_path}/asked")
+    monkeypatch.setenv("SLURM_JOB_ID", "9")
+    assert not stopping.requeue() and not (tmp_path / "asked").exists()
+    monkeypatch.setenv("PEDBENCH_REQUEUE", "1")
+    assert stopping.requeue() and (tmp_path / "asked").exists()
 
 
 def test_the_first_signal_is_the_reason():
