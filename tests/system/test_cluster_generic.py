@@ -17,7 +17,7 @@ SUBMIT = """\
 #!/bin/sh
 # threads, gpus, script
 job=$(mktemp -d "$JOBS/XXXXXX")
-echo "$1 $2 $PEDBENCH_JOB_SECONDS" > "$job/asked"
+echo "$1 $2 $PEDBENCH_JOB_SECONDS $PEDBENCH_REQUEUE" > "$job/asked"
 setsid sh -c 'echo $$ > "$0/pid"; sh "$1"; echo $? > "$0/status"' "$job" "$3" > "$job/log" 2>&1 &
 while ! test -s "$job/pid"; do sleep 0.05; done
 basename "$job"
@@ -78,7 +78,7 @@ def test_submits_cancels_goes_on(scheduler, tmp_path):
     assert (checkout.root / TARGET[0]).exists()
     asked = sorted(path.read_text().split() for path in scheduler.glob("*/asked"))
     assert [words[:2] for words in asked] == [["1", "1"], ["1", "1"], ["8", "0"]], log.read_text()
-    assert all(int(seconds) >= 60 for _, _, seconds in asked)
+    assert all(int(seconds) >= 30 and own == "1" for _, _, seconds, own in asked)
 
 
 def alive(jobs: Path) -> list[str]:
