@@ -4,7 +4,7 @@ Copies the sources into a folder, runs every kind of training of `PLAN` there on
 again while jobs and Snakemake itself are killed at random moments and Snakemake is started again,
 until the kills are used up and the tables are there:
 
-    python benchmarks/chaos.py --folder /tmp/soak [--kills 40] [--seed 0] [--cores 2]
+    python benchmarks/chaos.py --folder /scratch/soak [--kills 40] [--seed 0] [--cores 2]
 
 Ends with 1 and the names of the files if one differs. A finished clean run in the folder is used
 again. A run that ends before the kills are used up is followed by another one.
@@ -271,6 +271,7 @@ def summary(soak: Soak, places: list[Place], compared: int, found: list[str]) ->
     lines += ["what ran then (the first job of several):"]
     lines += [f"  {number:3d}  {step}" for step, number in steps.most_common()]
     lines += [f"runs of the plan: {len(places)}, files compared in each: {compared}"]
+    lines += [f"temporary files left: {sum(1 for p in places for _ in p.results.rglob('*.tmp'))}"]
     lines += [f"differences: {len(found)}", *found]
     return "\n".join(lines)
 

@@ -180,10 +180,14 @@ def cases(kind: TaskKind) -> Iterator[tuple[str, str]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     add = parser.add_argument
-    add("--backbones", nargs="+", default=list(OPENAI), choices=OPENAI, metavar="NAME")
-    add("--tasks", nargs="+", default=["par", "reid"], choices=["par", "reid"])
-    add("--only", nargs="+", default=[], metavar="NAME", help="methods or method/variant")
-    add("--attributes", type=int, default=ATTRIBUTES)
+    backbones, tasks = list(OPENAI), ["par", "reid"]
+    about = f"of {', '.join(backbones)} (default: all)"
+    add("--backbones", nargs="+", default=backbones, choices=OPENAI, metavar="NAME", help=about)
+    add("--tasks", nargs="+", default=tasks, choices=tasks, help="default: both")
+    about = "methods or method/variant (default: all)"
+    add("--only", nargs="+", default=[], metavar="NAME", help=about)
+    about = "number of attributes in task par (default: %(default)s)"
+    add("--attributes", type=int, default=ATTRIBUTES, help=about)
     options = parser.parse_args()
     for kind in options.tasks:
         for backbone in options.backbones:

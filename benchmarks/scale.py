@@ -182,9 +182,11 @@ def snakemake(*options: str) -> tuple[str, ...]:
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore
-    options.add_argument("--experiments", type=int, default=1000)
-    options.add_argument("--seeds", type=int, default=5)
-    options.add_argument("--images", type=int, default=600, help="of each test subset")
+    options.add_argument("--experiments", type=int, default=1000, help="default: %(default)s")
+    options.add_argument("--seeds", type=int, default=5, help="of each (default: %(default)s)")
+    options.add_argument(
+        "--images", type=int, default=600, help="of each test subset (default: 600)"
+    )
     options.add_argument("--folder", type=Path, help="to be kept (default: a temporary one)")
     given = options.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
