@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import platform
 import re
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from pedbench.contracts import PedbenchError
+from pedbench.files import take
 
 if TYPE_CHECKING:
     import torch
@@ -50,8 +50,9 @@ def own_gpu(locks: Path | None = None, count: int = 1) -> Iterator[str | None]:
     ``count`` of them for its children.
 
     To be entered before CUDA is initialised. Does nothing where there is nothing to share: with
-    fewer than two visible devices, or under a launcher that assigns them itself. Raises
-    PedbenchError where GPUs are visible, but fewer than ``count``.
+    fewer than two visible devices, or under a launcher that assigns them itself. A temporary folder
+    without locks keeps no GPU from others. Raises PedbenchError where GPUs are visible, but fewer
+    than ``count``.
     """
     devices = visible_gpus()
     if 0 < len(devices) < count:
@@ -67,8 +68,10 @@ def own_gpu(locks: Path | None = None, count: int = 1) -> Iterator[str | None]:
         taken: list[str] = []
         for device in devices:
             file = held.enter_context(_own_file(folder / f"pedbench-gpu-{user}-{device}.lock"))
-            if len(taken) < count and _locked(file):
-                taken.append(device)
+            if len(taken) < count:
+                with suppress(BlockingIOError):  # another job has it
+                    take(file)
+                    taken.append(device)
         if len(taken) < count:
             held.close()
             yield None
@@ -88,12 +91,3 @@ def _own_file(path: Path) -> IO[str]:
             f"{path}: cannot be used to share the GPUs of this machine ({error.strerror}): it is "
             "not this user's; remove it, or set TMPDIR to a folder of your own"
         ) from error
-
-
-def _locked(file: IO[str]) -> bool:
-    """Take the lock of ``file`` unless another process holds it; closing the file frees it."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True

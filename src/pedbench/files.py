@@ -7,10 +7,12 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 import socket
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime
@@ -21,6 +23,9 @@ from pedbench.contracts import PedbenchError
 
 CAPTIONS = "captions.json"  # of a folder of pictures: name -> title, caption, category
 UNLOCKABLE = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)  # what file systems without locks say
+HOLDER = re.compile(r"host (\S+), process (\d+)")  # in a lock's file, while the lock is held
+PATIENCE = 120  # seconds for which a lock may outlive a dead node: NFS frees it when a lease ends
+JOBS = ("SLURM_JOB_ID", "LSB_JOBID", "PBS_JOBID", "JOB_ID")  # of Slurm, LSF, PBS, SGE
 
 
 def canonical_json(value: Any) -> str:
@@ -74,14 +79,14 @@ def only_writer(lock: Path, what: str, folder: Path) -> Iterator[None]:
     """Be the only process that ``what`` ("trains", say) in ``folder``, as the lock of the file
     ``lock``, which stays, tells. The system frees it when a process ends, however it ends.
 
-    Raises PedbenchError naming the holder when there is one. Where the file system knows no locks
-    nobody is kept out, with a warning.
+    Raises PedbenchError naming the holder when there is one, after ``PATIENCE`` where it is on
+    another host. Where the file system knows no locks nobody is kept out, with a warning.
     """
     with ExitStack() as stack:
         try:
             lock.parent.mkdir(parents=True, exist_ok=True)
             file = stack.enter_context(lock.open("a+b", buffering=0))
-            if not _locked(file):
+            if not _took_in_time(file, lock, what, folder):
                 print(
                     f"pedbench: warning: the file system of {lock} has no locks; see to it that "
                     f"no second process {what} in {folder}",
@@ -90,19 +95,48 @@ def only_writer(lock: Path, what: str, folder: Path) -> Iterator[None]:
             file.truncate(0)
             file.write(_myself().encode())
         except BlockingIOError:
-            holder = lock.read_text(encoding="utf-8").strip() or "it does not say which"
             raise PedbenchError(
-                f"{folder}: another process {what} there ({holder}); wait for it or end it, then "
+                f"{folder}: another process {what} there "
+                f"({holder_of(lock) or 'it does not say which'}); wait for it or end it, then "
                 "run the same command again"
             ) from None
         except OSError as error:
             raise PedbenchError(explain_os_error(lock, error)) from error
-        yield
+        try:
+            yield
+        finally:
+            with suppress(OSError):  # what is left is only text
+                file.truncate(0)
 
 
-def _locked(file: IO[bytes]) -> bool:
-    """Lock ``file``; False where its file system cannot. Raises BlockingIOError when another
-    process has it."""
+def holder_of(lock: Path) -> str:
+    """Who has the lock, as its file says: nobody, or one that was killed, may have it by now."""
+    return lock.read_text(encoding="utf-8", errors="replace").strip() if lock.is_file() else ""
+
+
+def _took_in_time(file: IO[bytes], lock: Path, what: str, folder: Path) -> bool:
+    """`take`, but a holder on another host may be dead already."""
+    for waited in range(PATIENCE):
+        try:
+            return take(file)
+        except BlockingIOError:
+            holder = HOLDER.match(holder_of(lock))
+            if holder is None or holder[1] == socket.gethostname():
+                raise
+        if waited == 0:
+            print(
+                f"pedbench: warning: a process of {holder[1]} {what} in {folder}; waiting up to "
+                f"{PATIENCE} s for the end of its lock",
+                file=sys.stderr,
+                flush=True,
+            )
+        time.sleep(1)
+    return take(file)
+
+
+def take(file: IO[Any]) -> bool:
+    """Lock ``file`` until it is closed; False where its file system cannot. Raises BlockingIOError
+    when another process has it."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
@@ -115,7 +149,7 @@ def _locked(file: IO[bytes]) -> bool:
 def _myself() -> str:
     """Host, process and, on a cluster, job."""
     now = datetime.now().astimezone().isoformat(" ", "seconds")
-    job = os.environ.get("SLURM_JOB_ID") or os.environ.get("PEDBENCH_JOB_ID")
+    job = next(filter(None, map(os.environ.get, JOBS)), None)
     place = f"host {socket.gethostname()}, process {os.getpid()}"
     return f"{place}{f', job {job}' if job else ''}, since {now}\n"
 

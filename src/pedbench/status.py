@@ -10,13 +10,14 @@ import socket
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from pedbench.config import plain
-from pedbench.files import read_json
+from pedbench.contracts import PedbenchError
+from pedbench.files import HOLDER, holder_of, read_json
 from pedbench.runs import RunFolder, refusal
 
 STATES = ("finished", "refused", "running", "stopped", "failed", "waiting")
@@ -120,20 +121,23 @@ def _runs(results: Path, experiment: Mapping[str, Any]) -> Iterator[Run]:
 
 
 def _unfinished(folder: RunFolder, log: Path | None) -> tuple[str, str]:
-    """State and detail of a seed without results."""
-    said, begun = _last_line(log), folder.config.is_file()
-    holder = folder.lock.read_text().strip() if folder.lock.is_file() else ""
-    if begun and holder and _may_live(holder):
-        return "running", f"{_progress(folder)} ({holder})"
-    if FAILED.search(said) and not STOPPED.search(said):
+    """State and detail of a seed without results. Each start empties the log; of a killed process
+    of another host the lock's file alone would say that it runs."""
+    said, begun, holder = _last_line(log), folder.config.is_file(), holder_of(folder.lock)
+    ended = FAILED.search(said)
+    if ended and not STOPPED.search(said):
         return "failed", f"{log}: {said}"
-    return ("stopped", _progress(folder)) if begun else ("waiting", "")
+    if not begun:
+        return "waiting", ""
+    if not ended and _may_live(holder):
+        return "running", f"{_progress(folder)} ({holder})"
+    return "stopped", _progress(folder)
 
 
 def _may_live(holder: str) -> bool:
     """Whether the process that the lock's file names may go on: on this host we look, of others we
     know only what they wrote."""
-    named = re.match(r"host (\S+), process (\d+)", holder)
+    named = HOLDER.match(holder)
     if named is None or named[1] != socket.gethostname():
         return named is not None
     try:
@@ -148,17 +152,34 @@ def _may_live(holder: str) -> bool:
 def _progress(folder: RunFolder) -> str:
     """Epoch and step of the last entry in its log of metrics or of its checkpoint, whichever is
     later, and how long ago that was written."""
-    entry, written = {}, folder.config.stat().st_mtime
-    if folder.metrics.is_file():
-        entry, written = json.loads(_last_line(folder.metrics) or "{}"), _time(folder.metrics)
-    pointer = folder.checkpoint / "latest.json"
-    if pointer.is_file() and _time(pointer) > written:
-        stage, step = re.findall(r"state-(\w+)-(\d+)", read_json(pointer)["file"])[0]
-        entry, written = {"stage": stage, "step": int(step)}, _time(pointer)
-    epochs = plain(read_json(folder.config)).get("protocol", {}).get("epochs", "?")
-    where = [f"epoch {entry['epoch'] + 1} of {epochs}"] if "epoch" in entry else []
-    where += [f"step {entry['step']:,}"] if "step" in entry else []
-    return f"{', '.join(where) or 'begun'}, written {_ago(time.time() - written)} ago"
+    begun, _ = _seen(folder.config, lambda path: {})
+    _, protocol = _seen(folder.config, lambda path: plain(read_json(path))["protocol"])
+    known = (
+        _seen(folder.metrics, lambda path: _numbers(json.loads(_last_line(path)))),
+        _seen(folder.checkpoint / "latest.json", _of_checkpoint),
+    )
+    written, at = max(known, key=lambda one: one[0])
+    where = [f"epoch {at['epoch'] + 1} of {protocol.get('epochs', '?')}"] if "epoch" in at else []
+    where += [f"step {at['step']:,}"] if "step" in at else []
+    ago = _ago(time.time() - (written or begun or time.time()))
+    return f"{', '.join(where) or 'begun'}, written {ago} ago"
+
+
+def _seen(path: Path, read: Callable[[Path], dict[str, Any]]) -> tuple[float, dict[str, Any]]:
+    """When ``path`` was written, and what it says; (0, {}) when it is not there, or no longer, or
+    is not what it should be: the training goes on meanwhile."""
+    try:
+        return _time(path), read(path)
+    except (OSError, PedbenchError, ValueError, LookupError, TypeError, AttributeError):
+        return 0.0, {}
+
+
+def _numbers(entry: dict[str, Any]) -> dict[str, int]:
+    return {name: int(entry[name]) for name in ("epoch", "step") if name in entry}
+
+
+def _of_checkpoint(pointer: Path) -> dict[str, int]:
+    return {"step": int(re.findall(r"state-\w+-(\d+)", read_json(pointer)["file"])[0])}
 
 
 def _time(path: Path) -> float:

@@ -1,10 +1,11 @@
 from __future__ import annotations
 
+import errno
 import os
 
 import pytest
 
-from pedbench import devices
+from pedbench import devices, files
 from pedbench.contracts import PedbenchError
 from pedbench.devices import own_gpu, visible_gpus
 
@@ -43,6 +44,17 @@ def test_parallel_jobs_take_different_devices(monkeypatch, tmp_path):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
     with own_gpu(tmp_path) as again:
         assert again == "3"
+
+
+def test_without_locks_a_job_still_finds_a_device(monkeypatch, tmp_path):
+    def flock(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    monkeypatch.setattr(files.fcntl, "flock", flock)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    with own_gpu(tmp_path) as device:
+        assert device == "3"
 
 
 def test_nothing_to_share(monkeypatch, tmp_path):

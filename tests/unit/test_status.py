@@ -110,6 +110,53 @@ def test_where_a_running_one_is(plan):
     assert of(plan, run).detail.startswith("step 130, written 0 s ago")
 
 
+@pytest.mark.parametrize(
+    ("line", "state"),
+    [
+        ("RuntimeError: CUDA out of memory", "failed"),
+        ("pedbench: x: stopped, since it got SIGTERM; go on", "stopped"),
+        ("pedbench: warning: the file system has no locks", "running"),
+        ("lora seed0 fit:  50%", "running"),
+    ],
+)
+def test_a_holder_on_another_host_runs_until_its_log_says_otherwise(plan, line, state):
+    run = folder(plan, "lora", 0)
+    begin(run, 1, host="node7")
+    log_of(plan, run, "0", f"{line}\n")
+    assert of(plan, run).state == state
+
+
+def test_who_let_go_of_the_lock_runs_no_longer(plan):
+    run = folder(plan, "lora", 0)
+    begin(run, ENDED)
+    with run.alone():
+        assert of(plan, run).state == "running"
+    assert run.lock.read_text() == "" and of(plan, run).state == "stopped"
+
+
+@pytest.mark.parametrize("odd", [None, "", "{}", "[]", '{"file": 3}', '{"file": "state.st"}'])
+def test_files_that_vanish_or_say_nothing_do_no_harm(plan, odd, monkeypatch):
+    """A training that ends meanwhile drops its checkpoint."""
+    run = folder(plan, "lora", 0)
+    begin(run, os.getpid())
+    for path in (run.metrics, run.checkpoint / "latest.json"):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(odd or "")
+        os.utime(path, (time.time() + 60, time.time() + 60))
+        if odd is None:
+            path.unlink()
+            monkeypatch.setattr(
+                Path,
+                "is_file",
+                lambda path, is_file=Path.is_file: (
+                    path.name in ("metrics.jsonl", "latest.json") or is_file(path)
+                ),
+            )
+    assert of(plan, run).state == "running" and of(plan, run).detail.startswith("begun, written")
+    run.config.write_text("half")
+    assert of(plan, run).detail.startswith("begun, written")
+
+
 def test_what_comes_next(plan):
     results = Path(plan.results)
     for experiment in plan.experiments:
