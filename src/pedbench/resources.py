@@ -23,6 +23,7 @@ from pedbench.estimate import (
 )
 from pedbench.plan import Experiment, Plan
 
+LARGEST = 3  # attempt: a chain of jobs may be one of retries, which are none for want of memory
 MOMENTS: Mapping[str, int] = {"sgd": 1, "adam": 2, "adamw": 2}  # of a trained parameter
 # what profiles join into one job, two steps at most: their minutes add up
 JOINED = ("manifest", "prepare", "score", "collect", "figures", "tables")
@@ -130,9 +131,10 @@ def _limit(step: str) -> float | None:
 
 
 def _ask(seconds: float, host: float, gpu: float, attempt: int, limit: float | None) -> Ask:
-    """With the margins of `TIMINGS`, more with each attempt, no more than ``limit`` minutes."""
+    """With the margins of `TIMINGS`, more with each attempt up to `LARGEST`, no more than
+    ``limit`` minutes."""
     asked: Any = timings()["asked"]
-    grown = asked["growth"] ** (attempt - 1)
+    grown = asked["growth"] ** (min(attempt, LARGEST) - 1)
     minutes = math.ceil(grown * max(asked["least_minutes"], asked["time_safety"] * seconds / 60))
     if limit is not None:
         minutes = max(1, min(minutes, int(limit)))

@@ -91,6 +91,7 @@ def test_each_attempt_asks_for_more_up_to_the_limit(monkeypatch):
         assert next_.runtime == pytest.approx(growth * one.runtime, abs=2)
         assert next_.mem_mb == pytest.approx(growth * one.mem_mb, rel=0.01)
         assert next_.gpu_mem_mb == pytest.approx(growth * one.gpu_mem_mb, rel=0.01)
+    assert of_training(plan, e, 3, 9) == asks[-1]  # a chain of retries does not want more
     monkeypatch.setenv("PEDBENCH_MAX_MINUTES", str(asks[0].runtime + 1))
     assert [of_training(plan, e, 3, n).runtime - asks[0].runtime for n in (1, 2, 3)] == [0, 1, 1]
     assert of_step(plan, "stats", 9).runtime == asks[0].runtime + 1

@@ -139,12 +139,12 @@ def asking(ask, *more):
 
 
 def training(rule):
-    """What jobs that train ask for: seeds in ``train``, trials in ``trials``."""
+    """What jobs that train ask for: seeds in ``train``, trials in ``trials``, by one process."""
 
     @cache
     def ask(names, count, attempt):
-        experiment = PLAN.experiment(*names)
-        return of_training(PLAN, experiment, count, attempt, gpus_of(rule))
+        gpus = gpus_of(rule) if rule == "train" else min(1, gpus_of(rule))
+        return of_training(PLAN, PLAN.experiment(*names), count, attempt, gpus)
 
     def seeds(wildcards, attempt):
         return ask(tuple(wildcards[:4]), wildcards.seeds.count("-") + 1, attempt)

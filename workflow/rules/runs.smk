@@ -14,7 +14,7 @@ rule train:
         f"{RESULTS}/logs/train/{{dataset}}/{{split}}/{{method}}/{{variant}}/{{seeds}}.log",
     conda:
         "../envs/pedbench.yaml"
-    threads: PLAN.config["threads_per_job"]
+    threads: PLAN.config["threads_per_job"] * max(1, gpus_of("train"))  # a process for each GPU
     resources:
         **training("train"),
         gpu=min(1, GPUS),
