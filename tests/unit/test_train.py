@@ -236,7 +236,8 @@ def test_an_adapter_on_other_weights_is_refused(prepare, tmp_path, manifest):
         label_pictures(tmp_path / "v/seed0", [manifest.root])
 
 
-def test_two_processes_share_a_run(prepare, tmp_path):
+@pytest.mark.system
+def test_two_processes_of_torchrun_share_a_run(prepare, tmp_path):
     """Both take part, one writes, and the run is complete."""
     spec, manifest_path, _ = prepare("linear_probe", epochs=4)
     weights = {"sha256": load_backbone("tiny_clip").weights_sha256, "file": None}

@@ -127,7 +127,10 @@ RULES = {"collect", "stats", "selection", "track", "figures", "pictures", "table
             (f"{SEED}/scores.test.json", *AFTER_RUNS),
             marks=pytest.mark.system,
         ),
-        ("figures", {"figures", "tables"}, ("figures/", "tables/", "logs/")),
+        pytest.param(
+            *("figures", {"figures", "tables"}, ("figures/", "tables/", "logs/")),
+            marks=pytest.mark.system,
+        ),
     ],
     ids=["a seed", "scores", "figures"],
 )
@@ -171,6 +174,7 @@ def test_prepared_pictures_may_be_deleted_and_come_back_for_new_runs(mini, tmp_p
     assert "Nothing to be done" in checkout.snakemake(*target)
 
 
+@pytest.mark.system
 def test_an_audit_of_epochs_repeats_finished_runs_to_the_same_bits(mini, tmp_path):
     """Added to a plan whose runs are done, or with its epochs deleted."""
     checkout = Checkout(tmp_path / "pedbench")
