@@ -93,7 +93,7 @@ def test_jobs_of_a_scheduler_alone_may_requeue_themselves(
 def test_the_start_of_a_job_is_taken_off_its_time(monkeypatch):
     monkeypatch.setenv("PEDBENCH_SUBMIT", "; echo $PEDBENCH_JOB_SECONDS #")
     profile = (ROOT / "profiles/cluster-generic/config.yaml").read_text()
-    command = process_yaml(profile)["cluster-generic-submit-cmd"]
+    command = (process_yaml(profile) or {})["cluster-generic-submit-cmd"]
     for minutes, seconds in ((1, 30), (2, 60), (60, 3540)):
         shell = ["sh", "-c", command.replace("{resources.runtime}", str(minutes))]
         assert int(subprocess.check_output(shell)) == seconds
