@@ -23,6 +23,8 @@ def second_fails(how: str) -> tuple[int, str]:
         time.sleep(60)
     if how == "raises":
         raise PedbenchError("this is what happened")
+    if how == "says much":
+        return 1, "x" * 1_000_000 + "the end"
     if how == "is killed":
         os.kill(os.getpid(), signal.SIGKILL)
     return 85, "saved"

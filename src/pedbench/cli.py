@@ -9,13 +9,13 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from pedbench import __version__
 from pedbench.contracts import BACKBONES, IMAGE_SIZES, PedbenchError
-from pedbench.launch import is_first, is_launched, launch
+from pedbench.launch import is_first, is_one_of, launch
 from pedbench.stopping import CODE, Stopped, requeue, watching
 
 EXAMPLES = """\
@@ -137,8 +137,8 @@ def parser() -> argparse.ArgumentParser:
         "For example, while 'snakemake ... --configfile config/paper.yaml' is running elsewhere: "
         "'pedbench status --configfile config/paper.yaml'. It reads the files of the results "
         "folder, and Slurm's queue where there is one; a login node is enough for it. A run is "
-        "called running while the process that holds its folder may live: on another host only "
-        "the time of its last file tells."
+        "called running while its log does not say that it ended and the process that holds its "
+        "folder may live: of one killed on another host only the time of its last file tells."
     )
 
     one = user("docs", docs, "write docs/methods.md and the docs' tables of results")
@@ -267,8 +267,8 @@ def parser() -> argparse.ArgumentParser:
         "--processes",
         type=int,
         default=1,
-        help="that share each batch, each with a GPU where there are any; part of the result; 0 is "
-        "1 (default: %(default)s)",
+        help="processes that share each batch, each with a GPU where there are any; part of the "
+        "result; 0 is 1 (default: %(default)s)",
     )
     one.add_argument("--keep-epochs", action="store_true", help="for the step 'selection'")
     one.add_argument("--out", type=Path, help="marker written when all seeds are done")
@@ -558,6 +558,18 @@ def job() -> Iterator[None]:
         raise
 
 
+def _settle(settings: Path, spec: dict[str, Any] | None) -> None:
+    """Write ``spec`` where it does not stand yet: jobs of other seeds share the file."""
+    from pedbench.files import canonical_json, write_json
+
+    if spec is None:
+        return
+    with suppress(OSError):  # not there, most likely; else writing will tell
+        if settings.read_bytes() == canonical_json(spec).encode():
+            return
+    write_json(settings, spec)
+
+
 def train(
     settings: Path,
     spec: dict[str, Any] | None,
@@ -573,9 +585,8 @@ def train(
     arguments = locals()
     from pedbench.files import write_json
 
-    if spec is not None:
-        write_json(settings, spec)
-    if processes > 1 and not is_launched():
+    _settle(settings, spec)
+    if processes > 1 and not is_one_of(processes):
         from pedbench.devices import own_gpu
 
         with own_gpu(count=processes):
@@ -601,11 +612,9 @@ def tune(
     prepared: Path | None,
     out: Path,
 ) -> None:
-    from pedbench.files import write_json
     from pedbench.tune import tune as run_trials
 
-    if spec is not None:
-        write_json(settings, spec)
+    _settle(settings, spec)
     with job():
         run_trials(settings, manifest, weights, trials, seeds, threads, out, prepared)
 

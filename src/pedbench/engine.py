@@ -247,9 +247,9 @@ class Fit:
                 "raise batch_size"
             )
         total = epochs * per_epoch
-        self._meet()
+        self._agree()
         stem = cached_stem(self.model, self.data, protocol, self.accelerator, self.team)
-        self._team(stem).share_statistics(self.model)
+        self._sharing(stem).share_statistics(self.model)
         trainee: Any = self.model if stem is None else self.model.head
         # not `prepare`, which would let processes average gradients: `Team.add` sums them
         model: Any = self.accelerator.prepare_model(trainee, evaluation_mode=True)
@@ -298,7 +298,7 @@ class Fit:
         bar.close()
         self.accelerator.free_memory()  # it would keep this stage's model and optimiser
 
-    def _meet(self) -> None:
+    def _agree(self) -> None:
         """Let all processes stand where the first one stands."""
         if self.team.size > 1 and any(
             getattr(m, "last_for_all", False) for m in self.model.modules()
@@ -310,7 +310,7 @@ class Fit:
         trained = [p.detach() for group in self.groups.values() for p in group["params"]]
         self.team.agree([*trained, *self.model.buffers()])
 
-    def _team(self, stem: Stem | None) -> Team:
+    def _sharing(self, stem: Stem | None) -> Team:
         """Who shares a step: kept features are few, so each process does all of them."""
         return self.team if stem is None else Team(1, 0)
 
@@ -368,7 +368,7 @@ class Fit:
         part to the model.
         """
         accelerator, device = self.accelerator, self.accelerator.device
-        team = self._team(stem)
+        team = self._sharing(stem)
         parts = torch.arange(len(chosen)).tensor_split(protocol.accumulate)
         mine = [team.share(part) for part in parts]
         torch.manual_seed(seed)

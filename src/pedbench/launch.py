@@ -20,10 +20,12 @@ from tempfile import TemporaryDirectory
 from types import FrameType
 from typing import Any
 
+from pedbench.contracts import PedbenchError
 from pedbench.stopping import CODE, GOT
 
 MEETING = "PEDBENCH_MEETING"  # where the processes find each other, as torch.distributed names it
 GRACE = 60.0  # seconds in which the others may end by themselves when one has failed
+SAID = 8000  # characters of a message that are kept, the last: a pipe takes no long one at once
 PR_SET_PDEATHSIG = 1  # of Linux's prctl
 
 Work = Callable[..., tuple[int, str]]  # gives an exit status and what there is to say
@@ -32,6 +34,20 @@ Work = Callable[..., tuple[int, str]]  # gives an exit status and what there is 
 def is_launched() -> bool:
     """Whether this process is one that `launch` or torchrun started."""
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+
+
+def is_one_of(count: int) -> bool:
+    """Whether this process is one of ``count`` that `launch` or torchrun started.
+
+    Raises PedbenchError where the environment says that it is one of another number.
+    """
+    if is_launched() and processes() != count:
+        raise PedbenchError(
+            f"--processes {count}: the environment has WORLD_SIZE={os.environ['WORLD_SIZE']}, as "
+            "if another launcher had started this; unset RANK and WORLD_SIZE, or let torchrun "
+            "start as many"
+        )
+    return is_launched()
 
 
 def processes() -> int:
@@ -49,7 +65,7 @@ def launch(count: int, work: Work, *arguments: Any) -> int:
 
     Returns 0 when each came to its end with 0. As soon as one fails the others are ended, and what
     the first one had to say goes to standard error; its exit status is returned, or 128 and the
-    number of the signal that killed it. SIGTERM and SIGUSR1 are passed on to all.
+    number of the signal that killed it. The signals of `GOT` are passed on.
     """
     context = get_context("spawn")
     reports = context.SimpleQueue()
@@ -89,7 +105,7 @@ def _member(place: dict[str, Any], reports: Any, work: Work, arguments: tuple[An
     except BaseException:
         code, message = 1, traceback.format_exc()
     if code:
-        reports.put((code, message))
+        reports.put((code, message[-SAID:]))
         sys.stdout.flush()
         os._exit(code)  # threads of a broken connection would hold it up
 

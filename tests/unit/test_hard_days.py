@@ -4,6 +4,7 @@ command then ends with the same bits."""
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import re
 import shutil
@@ -272,6 +273,57 @@ def test_a_second_process_is_told_who_trains(start, tmp_path, monkeypatch, capsy
         assert not (tmp_path / "v/seed0").exists()
         other.kill()  # the lock ends with it, and the file stays
     assert start() == 0
+
+
+@pytest.mark.parametrize("freed", [True, False])
+def test_the_lock_of_a_dead_node_is_waited_for(freed, tmp_path, monkeypatch, capsys):
+    """As NFS keeps it until a lease ends."""
+    lock, slept = tmp_path / ".x.lock", []
+    with lock.open("w") as other:
+        assert files.take(other)
+        other.write("host dead, process 3, since then\n")
+        other.flush()
+
+        def sleep(seconds: float) -> None:
+            slept.append(seconds)
+            if freed and len(slept) == 3:
+                fcntl.flock(other, fcntl.LOCK_UN)
+
+        monkeypatch.setattr(files.time, "sleep", sleep)
+        if freed:
+            with only_writer(lock, "trains", tmp_path / "x"):
+                assert f"process {os.getpid()}," in files.holder_of(lock)
+        else:
+            with pytest.raises(PedbenchError, match="another process trains there .host dead"):  # noqa: SIM117
+                with only_writer(lock, "trains", tmp_path / "x"):
+                    raise AssertionError
+        assert sum(slept) == (3 if freed else 120)
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "a process of dead trains in" in said
+
+
+def test_the_lock_of_a_job_names_it_on_every_cluster(tmp_path, monkeypatch):
+    for name in files.JOBS:
+        monkeypatch.delenv(name, raising=False)
+    for name in (None, *files.JOBS):
+        with monkeypatch.context() as patch:
+            if name:
+                patch.setenv(name, f"7.{name}")
+            with only_writer(tmp_path / ".x.lock", "trains", tmp_path / "x"):
+                said = files.holder_of(tmp_path / ".x.lock")
+            assert (f", job 7.{name}, since" if name else f"{os.getpid()}, since") in said
+
+
+def test_settings_that_stand_already_are_left_alone(start, tmp_path):
+    """Jobs of other seeds share the file."""
+    path = tmp_path / "v/config.json"
+    path.write_text("{}\n")
+    assert start() == 0
+    written = path.stat()
+    assert written.st_size > 3
+    assert start() == 0
+    after = path.stat()
+    assert (after.st_ino, after.st_mtime_ns) == (written.st_ino, written.st_mtime_ns)
 
 
 def test_what_a_killed_training_left_of_a_file_is_dropped(start, tmp_path):

@@ -340,6 +340,7 @@ def test_a_mistake_of_one_process_ends_both_and_is_all_that_is_said(both):
         ("raises", 1, "PedbenchError: this is what happened"),
         ("is killed", 137, "process 1 of the training was ended by SIGKILL; was there too little"),
         ("leaves", CODE, "saved"),
+        ("says much", 1, "xxxthe end"),
     ],
 )
 def test_one_that_ends_ends_the_others(how, code, said, capsys, monkeypatch):
@@ -354,6 +355,19 @@ def test_each_process_knows_its_place(tmp_path):
     assert launch(COUNT, members.place, tmp_path) == 0
     assert (tmp_path / "0").read_text() == "0 0 2 2"
     assert (tmp_path / "1").read_text() == "1 1 2 2"
+
+
+def test_a_world_of_another_size_is_refused(monkeypatch):
+    """Some images of clusters export one."""
+    for name in ("RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    assert not launching.is_one_of(2)
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert launching.is_one_of(2)
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    with pytest.raises(PedbenchError, match="--processes 2: .* WORLD_SIZE=1, .* unset RANK and"):
+        launching.is_one_of(2)
 
 
 def test_signals_are_passed_on(tmp_path, capsys):
