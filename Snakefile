@@ -57,10 +57,8 @@ SHARED = workflow.is_main_process and workflow.nodes is None  # one machine for 
 if SHARED:
     os.environ.pop("PEDBENCH_REQUEUE", None)
 elif workflow.is_main_process:
-    os.environ["PEDBENCH_REQUEUE"] = "1"
-    os.environ["PEDBENCH_MAX_MINUTES"] = (
-        os.environ.get("PEDBENCH_MAX_MINUTES") or "1440"
-    )
+    minutes = os.environ.get("PEDBENCH_MAX_MINUTES") or "1440"
+    os.environ.update(PEDBENCH_REQUEUE="1", PEDBENCH_MAX_MINUTES=minutes)
 # A limit that is given with --resources stands.
 if SHARED and "gpu" not in workflow.global_resources:
     workflow.register_resource("gpu", GPUS)
