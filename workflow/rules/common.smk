@@ -107,7 +107,7 @@ def tables_for_report(folder):
 
 
 def cores_of_cost():
-    """Nothing may run beside what measures time; a scheduler sees to that by itself."""
+    """Nothing of ours may run beside what measures time; on a cluster others may (docs/cost.md)."""
     here = workflow.resource_settings.cores if SHARED else None
     return here or PLAN.config["threads_per_job"]
 
